@@ -1,0 +1,52 @@
+# `make help` lists the targets. Each makes the environment first if it is missing or out of date.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ARGS ?=
+PIP_FLAGS ?=
+
+# The newest requirement is settings.ini's min_python. Override: make demo PYTHON=/path/to/python3.12
+MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
+OLD_ENOUGH := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
+	$$p -c '$(OLD_ENOUGH)' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lab docs coverage clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-9s %s\n' "$$t" "$$d"; done
+	@echo '  ARGS="..." is passed on by demo, test and lab; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
+
+# The stamp is the last thing written, so an installation that fails or is interrupted is done again.
+$(STAMP): settings.ini setup.py pyproject.toml constraints.txt
+	@rm -f $@
+	@$(PYTHON) -c '$(OLD_ENOUGH)' || { echo "Python $(MIN_PYTHON) or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV); the first time takes a few minutes"
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@$(BIN)/python tools/hooks.py
+	@touch $@
+
+install: $(STAMP)  ## make .venv and install the package with its development tools
+
+demo: $(STAMP)  ## train and compare one architecture on three domains
+	@$(BIN)/itnet demo $(ARGS)
+
+test: $(STAMP)  ## drift check, notebooks, tests and site, each once
+	@$(BIN)/python tools/test.py $(ARGS)
+
+lab: $(STAMP)  ## JupyterLab on the notebooks
+	@$(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
+
+docs: $(STAMP)  ## build the site into _docs/ and README.md from the index notebook
+	@$(BIN)/python tools/build_site.py
+
+coverage: $(STAMP)  ## how much of itnet/ the notebooks' tests reach
+	@$(BIN)/coverage run --source itnet tools/pkgcov.py && $(BIN)/coverage report --skip-covered
+
+clean:  ## remove what was built, but not .venv
+	@rm -rf _docs _proc build dist .coverage .pytest_cache .hypothesis nbs/nbdev.yml *.egg-info
+	@find itnet nbs tests tools -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

@@ -1,0 +1,47 @@
+"""Notebooks as pytest items, each run exactly as `nbdev_test` runs it.
+
+`nbdev_test` runs the notebooks but neither counts nor times them; `pytest nbs` calls the same `nbdev.test.test_nb` with
+the same `tst_flags` and reports one item per notebook. `NB_FLAGS="slow data" pytest nbs` runs flagged cells, too.
+"""
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+class NotebookFailed(Exception):
+    "A cell of a notebook raised; the message is the notebook's own traceback."
+
+
+class NotebookItem(pytest.Item):
+    "One notebook, as one test."
+
+    def runtest(self) -> None:
+        from nbdev.config import get_config
+        from nbdev.test import test_nb
+
+        cfg = get_config()
+        errors = io.StringIO()
+        with contextlib.redirect_stderr(errors):
+            passed, _ = test_nb(self.path, skip_flags=cfg.tst_flags.split(),
+                                force_flags=os.environ.get("NB_FLAGS", "").split(), basepath=cfg.config_path)
+        if not passed: raise NotebookFailed(errors.getvalue())
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo) -> str:
+        return str(excinfo.value) if isinstance(excinfo.value, NotebookFailed) else super().repr_failure(excinfo)
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, self.nodeid
+
+
+class NotebookFile(pytest.File):
+    def collect(self) -> Iterator[NotebookItem]:
+        yield NotebookItem.from_parent(self, name=self.path.stem)
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> NotebookFile | None:
+    hidden = any(part.startswith((".", "_")) for part in file_path.relative_to(parent.config.rootpath).parts)
+    if file_path.suffix == ".ipynb" and not hidden: return NotebookFile.from_parent(parent, path=file_path)

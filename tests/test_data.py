@@ -1,0 +1,103 @@
+"What the data notebooks cannot show in one process: other interpreters, races, dead networks, the command line."
+import json, os, subprocess, sys, textwrap, time
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from itnet.data.images import Digits
+from itnet.data.lra import ListOps, decode, evaluate
+from itnet.data.source import cached
+from itnet.data.text import SourceText
+
+
+def python(code, *args, **env):
+    "Run a script in a fresh interpreter and return its output."
+    env = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
+    r = subprocess.run([sys.executable, "-c", textwrap.dedent(code), *map(str, args)], env=env, capture_output=True, text=True, timeout=120)
+    assert r.returncode == 0, r.stderr
+    return r.stdout.strip()
+
+
+def test_content_does_not_depend_on_the_process():
+    small = dict(min_length=10, max_length=60, train=40, validation=20, test=20)
+    there = json.loads(python("""
+        import json, sys
+        from itnet.data.images import Digits
+        from itnet.data.lra import ListOps
+        from itnet.data.text import SourceText
+        print(json.dumps([d.checksums() for d in (ListOps(**json.loads(sys.argv[1])), Digits(), SourceText(context=64))]))""",
+        json.dumps(small), PYTHONHASHSEED="12345"))
+    assert there == [d.checksums() for d in (ListOps(**small), Digits(), SourceText(context=64))]
+
+
+def test_importing_the_room_is_cheap():
+    heavy = python("""
+        import sys, itnet.data.lra, itnet.data.text, itnet.data.images
+        print(*{"datasets", "sklearn", "huggingface_hub", "pyarrow", "lightning"} & set(sys.modules))""")
+    assert heavy == ""
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(4, 12), st.integers(0, 60), st.integers(3, 10), st.integers(3, 10), st.integers(0, 5))
+def test_every_tree_obeys_its_bounds(low, width, depth, args, seed):
+    data = ListOps(min_length=low, max_length=low + width + 14, max_depth=depth, max_args=args, train=6, validation=2, test=2, seed=seed)
+    splits = data.splits()
+    texts = [decode(s[i]["x"]) for s in splits.values() for i in range(len(s))]
+    assert len(set(texts)) == 10
+    assert [evaluate(t) for t in texts] == [int(s[i]["target"]) for s in splits.values() for i in range(len(s))]
+    for t in texts:
+        tokens = t.split()
+        level = np.cumsum([t[0] == "[" for t in tokens]) - np.cumsum([t == "]" for t in tokens])
+        assert low <= len(tokens) <= low + width + 14 and level.max() <= depth - 1
+
+
+def test_a_dead_network_is_reported_soon(tmp_path):
+    "The hub's address answers nothing at all: the error comes within the limit."
+    out = python("""
+        import time
+        from itnet.data.source import DataNotFound, resolve
+        t = time.perf_counter()
+        try: resolve("imdb", "train", timeout=1.5)
+        except DataNotFound as e: print(f"{time.perf_counter() - t:.2f}", str(e).replace(chr(10), " "))""",
+        HF_ENDPOINT="http://10.255.255.1", HF_HUB_CACHE=tmp_path, HF_HUB_OFFLINE=None, ITNET_DATA=None)
+    seconds, message = out.split(" ", 1)
+    assert float(seconds) < 10
+    assert "stanfordnlp/imdb" in message and "$ITNET_DATA: not set" in message and "path=" in message
+
+
+def test_two_processes_may_fill_the_cache_at_once(tmp_path):
+    code = """
+        import sys
+        from itnet.data.lra import ListOps
+        print(ListOps(min_length=100, max_length=300, train=4900, validation=50, test=50).checksums())"""
+    env = {**os.environ, "ITNET_CACHE": str(tmp_path)}
+    procs = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = {p.communicate(timeout=120)[0] for p in procs}
+    assert len(outs) == 1 and "train" in outs.pop()
+    assert [f.suffix for f in tmp_path.iterdir()] == [".npz"]
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("ITNET_CACHE", str(tmp_path))
+    def half(file, **arrays): file.write(b"half a file"); raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(np, "savez", half)
+        with pytest.raises(KeyboardInterrupt): cached("key", lambda: {"x": np.ones(3)})
+    assert list(tmp_path.iterdir()) == []
+    assert cached("key", lambda: {"x": np.ones(3)})["x"].tolist() == [1, 1, 1]
+
+
+def test_descriptions_are_typed_options():
+    "The frozen dataclasses can be filled from a command line, and bad values are refused there."
+    from jsonargparse import ArgumentParser
+    from itnet.data.images import Cifar10, Digits
+    from itnet.data.text import SourceText, Text
+    for cls, arg, value in [(Digits, "shift", 2), (ListOps, "max_length", 700), (SourceText, "context", 32), (Text, "name", "imdb"), (Cifar10, "flip", False)]:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--data", type=cls, default=cls())
+        made = parser.instantiate_classes(parser.parse_args([f"--data.{arg}={value}".replace("False", "false")])).data
+        assert getattr(made, arg) == value and type(made) is cls
+        with pytest.raises(Exception): parser.parse_args([f"--data.{arg}_=1"])
+
+
+def test_a_validated_description_does_no_work():
+    t = time.perf_counter(); ListOps(); assert time.perf_counter() - t < 0.05

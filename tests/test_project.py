@@ -1,0 +1,140 @@
+"""What holds for the project as a whole and belongs in no notebook: metadata, pins, the sidebar, conventions, README."""
+import ast
+import importlib.metadata as metadata
+import json
+import re
+import subprocess
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parent.parent
+NBS = ROOT / "nbs"
+NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(NBS).parts))
+HERE = re.compile(r"/(?:home|Users|root|work)/\w|/tmp/tmp\w|[A-Z]:\\\\Users\b")    # folders of one machine
+
+
+def settings() -> dict[str, str]:
+    parser = ConfigParser(delimiters=["="])
+    parser.read(ROOT / "settings.ini", encoding="utf-8")
+    return dict(parser["DEFAULT"])
+
+
+def pins() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!]+", line) for line in lines), "constraints.txt holds plain name==version lines"
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def tracked() -> list[Path]:
+    "Files of the checkout that git keeps or would keep."
+    listed = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True)
+    if listed.returncode: pytest.skip("not a git checkout")
+    return [p for p in (ROOT / name for name in listed.stdout.splitlines()) if p.is_file()]
+
+
+# --- packaging
+
+def test_installed_metadata_is_settings_ini():
+    cfg, dist = settings(), metadata.distribution("itnet")
+    assert dist.version == cfg["version"]
+    assert dist.metadata["Requires-Python"] == f">={cfg['min_python']}"
+    assert {(e.group, e.name, e.value) for e in dist.entry_points} == {
+        ("console_scripts", "itnet", "itnet.cli:main"), ("nbdev", "itnet", "itnet._modidx:d")}
+    declared = {Requirement(r).name for r in cfg["requirements"].split()}
+    assert declared <= {Requirement(r).name for r in dist.requires or []}
+
+
+def test_version_is_the_packages():
+    import itnet
+    assert itnet.__version__ == settings()["version"]
+
+
+@pytest.mark.parametrize("kind", ["requirements", "dev_requirements"])
+def test_constraints_pin_every_requirement(kind):
+    versions = pins()
+    for requirement in map(Requirement, settings()[kind].split()):
+        version = versions.get(requirement.name.lower().replace("_", "-"))
+        assert version, f"{requirement.name} is in settings.ini and not in constraints.txt: run tools/pins.py"
+        assert requirement.specifier.contains(version, prereleases=True), f"{requirement} does not allow the pinned {version}"
+
+
+def test_imports_are_declared():
+    "Every package that itnet/ imports is a requirement of settings.ini, or an optional import inside a function."
+    names = {"scikit-learn": "sklearn", "ipython": "IPython"}
+    declared = {names.get(n, n) for n in (Requirement(r).name for r in settings()["requirements"].split())} | {"itnet"}
+    import sys
+    for file in (ROOT / "itnet").rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for name in (f.split(".")[0] for f in found):
+                assert name in declared or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
+
+
+# --- notebooks
+
+def test_sidebar_lists_every_notebook_once():
+    def entries(contents):
+        for entry in contents: yield from entries(entry["contents"]) if isinstance(entry, dict) else [entry]
+
+    sidebar = yaml.safe_load((NBS / "sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    listed = list(entries(sidebar))
+    assert sorted(listed) == [p.relative_to(NBS).as_posix() for p in NOTEBOOKS]
+
+
+def cells(path: Path) -> list[dict]:
+    return [{**c, "source": "".join(c["source"])} for c in json.loads(path.read_text())["cells"]]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(NBS).as_posix())
+def test_notebook_form(path):
+    "Title and summary open it, its module is named after it, cell ids are unique and exported imports stand alone."
+    found = cells(path)
+    assert re.match(r"# .+\n\n> .+", found[0]["source"]), "the first cell is `# Title` and a `>` line"
+    ids = [c["id"] for c in found]
+    assert len(ids) == len(set(ids))
+    code = [c["source"] for c in found if c["cell_type"] == "code"]
+    modules = [m[1] for s in code if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", s, re.M))]
+    name = re.sub(r"(^|/)\d+_", r"\1", path.relative_to(NBS).with_suffix("").as_posix()).replace("/", ".")
+    assert modules in ([], [name]), f"this notebook's module is {name}"
+    for source in (s for s in code if re.search(r"^#\|\s*export", s, re.M)):
+        kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body}
+        assert len(kinds) <= 1, f"imports need their own cell:\n{source[:200]}"
+
+
+def test_no_error_is_saved():
+    broken = [p.name for p in NOTEBOOKS for c in cells(p) if any(o["output_type"] == "error" for o in c.get("outputs", []))]
+    assert not broken
+
+
+# --- the checkout
+
+def test_no_machine_paths():
+    found = []
+    for path in tracked():
+        if path.is_relative_to(ROOT / "vendor") or path.suffix in (".png", ".woff2"): continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        found += [f"{path.relative_to(ROOT)}: {text[max(0, m.start() - 20):m.end() + 30]!r}" for m in HERE.finditer(text)]
+    assert not found, "\n".join(found)
+
+
+def test_readme_links_work_in_the_checkout():
+    text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.S | re.M)
+    links = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r'\b(?:src|href)="([^"]+)"', text)
+    local = [u.partition("#")[0] for u in links if not re.match(r"[a-z]+:|#", u)]
+    assert local and not [u for u in local if not (ROOT / u).exists()]
+
+
+def test_quarto_finds_the_configuration():
+    link = NBS / "_quarto.yml"
+    assert link.is_symlink() and link.resolve() == ROOT / "_quarto.yml"
+
+
+def test_vendored_files_are_unchanged():
+    import hashlib
+    for line in (ROOT / "vendor" / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((ROOT / "vendor" / name).read_bytes()).hexdigest() == digest, name

@@ -1,0 +1,160 @@
+"""`tools/test.py`, `tools/run.py`, the hooks and the Makefile: failures are counted, and nothing is installed twice."""
+import argparse
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("project_checks", ROOT / "tools" / "test.py")     # `test` is also a standard module
+checks = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = checks
+spec.loader.exec_module(checks)
+
+NOTEBOOK = """{"cells": [{"cell_type": "code", "execution_count": null, "id": "a", "metadata": {}, "outputs": [], "source": ["%s"]}],
+ "metadata": {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}, "nbformat": 4, "nbformat_minor": 5}"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    "A small project with this project's settings and conftest."
+    for name in ("settings.ini", "conftest.py", "pyproject.toml"): shutil.copy2(ROOT / name, tmp_path)
+    for name in ("nbs", "tests", "itnet", "tools"): (tmp_path / name).mkdir()
+    monkeypatch.setattr(checks, "ROOT", tmp_path)
+    return tmp_path
+
+
+# --- tools/test.py
+
+@pytest.mark.parametrize("body, passed, failed", [
+    ("def test_a(): pass\ndef test_b(): pass", 2, 0), ("def test_a(): pass\ndef test_b(): assert 0", 1, 1),
+    ("import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): pass", 1, 0), ("import nothing_of_that_name", 0, 1),
+    ("", 0, 1)])
+def test_tests_are_counted(project, body, passed, failed, capfd):
+    (project / "tests" / "test_x.py").write_text(body)
+    result = checks.tests(argparse.Namespace(k=None))
+    assert (result.passed, result.failed) == (passed, failed)
+
+
+def test_notebooks_are_counted_and_flags_skip_cells(project, monkeypatch, capfd):
+    monkeypatch.setattr(checks, "WORKERS", 1)
+    sources = {"good": "assert 1", "bad": "assert 0, 'wrong sum'", "slow": "#| slow\\n\", \"assert 0", "_draft": "assert 0"}
+    for name, source in sources.items(): (project / "nbs" / f"{name}.ipynb").write_text(NOTEBOOK % source)
+    result = checks.notebooks(argparse.Namespace(k=None))
+    assert (result.passed, result.failed) == (2, 1)
+    assert "wrong sum" in capfd.readouterr().out
+
+
+def test_last_line_and_exit_status(monkeypatch, capsys):
+    def crash(_): raise RuntimeError("no such tool")
+    stages = {"drift": lambda _: checks.Result(), "notebooks": lambda _: checks.Result(3), "tests": lambda _: checks.Result(2, 1), "site": crash}
+    monkeypatch.setattr(checks, "STAGES", stages)
+    for only, status, line in ((["notebooks"], 0, "total: 3 passed, 0 failed"), (list(stages), 1, "total: 5 passed, 2 failed")):
+        monkeypatch.setattr(sys, "argv", ["test.py", "--only", *only])
+        assert checks.main() == status
+        assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_differences_name_what_drifted():
+    have, want = {"a.py": "x = 1\n", "b.py": "", "old.py": ""}, {"a.py": "x = 2\n", "b.py": "", "new.py": ""}
+    changed, new, old = checks.differences(have, want, "itnet")
+    assert "-x = 1" in changed and "+x = 2" in changed
+    assert (new, old) == ("itnet/new.py is missing", "itnet/old.py comes from no notebook")
+
+
+def test_drift_is_found_and_the_tree_is_left_alone(project, capfd):
+    shutil.copy2(ROOT / "nbs" / "docs.ipynb", project / "nbs")
+    shutil.copy2(ROOT / "itnet" / "__init__.py", project / "itnet")
+    assert checks.drift(None).failed and "itnet/docs.py is missing" in capfd.readouterr().out
+    assert [p.name for p in (project / "itnet").iterdir()] == ["__init__.py"]
+    checks.command(str(checks.BIN / "nbdev_export"), cwd=project)
+    assert not checks.drift(None).failed, capfd.readouterr().out
+    with (project / "itnet" / "docs.py").open("a") as f: f.write("# by hand\n")
+    assert checks.drift(None).failed
+
+
+# --- tools/run.py
+
+def run_notebook(project: Path, source: str) -> subprocess.CompletedProcess:
+    (project / "nbs" / "a.ipynb").write_text(NOTEBOOK % source)
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "run.py"), "nbs/a.ipynb"], cwd=project, capture_output=True, text=True)
+
+
+def test_run_saves_outputs_without_this_machine(project):
+    assert run_notebook(project, "import os; print(6 * 7, os.getcwd())").returncode == 0
+    saved = (project / "nbs" / "a.ipynb").read_text()
+    assert "42" in saved and str(project) not in saved.replace(f"{project}/", "") and "execution_count\": null" in saved
+
+
+def test_run_leaves_a_failing_notebook_alone(project):
+    done = run_notebook(project, "print(1); 1 / 0")
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+    assert '"outputs": []' in (project / "nbs" / "a.ipynb").read_text()
+
+
+# --- Makefile and hooks
+
+@pytest.fixture
+def checkout(tmp_path):
+    "The Makefile with stand-ins for Python and pip that write down what they are asked."
+    if not shutil.which("make"): pytest.skip("no make")
+    for name in ("Makefile", "settings.ini", "setup.py", "pyproject.toml", "constraints.txt"): shutil.copy2(ROOT / name, tmp_path)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *"pip install"*) exit $(cat status 2>/dev/null || echo 0);; esac\n')
+    python.chmod(0o755)
+    return tmp_path
+
+
+def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    (folder / "calls").unlink(missing_ok=True)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    return subprocess.run(["make", *args], cwd=folder, capture_output=True, text=True, env=env)
+
+
+def installs(folder: Path) -> int:
+    calls = folder / "calls"
+    return calls.read_text().count("pip install") if calls.exists() else 0
+
+
+def test_install_runs_once_and_again_after_a_change(checkout):
+    assert make(checkout, "install").returncode == 0 and installs(checkout) == 1
+    assert make(checkout, "install").returncode == 0 and installs(checkout) == 0
+    later = (checkout / ".venv" / ".installed").stat().st_mtime + 10
+    os.utime(checkout / "constraints.txt", (later, later))
+    assert make(checkout, "install").returncode == 0 and installs(checkout) == 1
+
+
+def test_a_failed_install_leaves_no_stamp(checkout):
+    (checkout / "status").write_text("1")
+    assert make(checkout, "test").returncode and installs(checkout) == 1
+    assert not (checkout / ".venv" / ".installed").exists()
+    (checkout / "status").write_text("0")
+    assert make(checkout, "install").returncode == 0 and installs(checkout) == 1
+
+
+def test_an_old_python_is_named(checkout):
+    old = checkout / "python-old"
+    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1"\nexit $([ "$1" = --version ] && echo 0 || echo 1)\n')
+    old.chmod(0o755)
+    done = make(checkout, "install", f"PYTHON={old}")
+    assert done.returncode and "3.8.1" in done.stderr and "make PYTHON=" in done.stderr and installs(checkout) == 0
+
+
+def test_hooks_stay_inside_the_checkout(tmp_path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy2(ROOT / "tools" / "hooks.py", tmp_path / "tools")
+    home = tmp_path / "home"
+    home.mkdir()
+    program = "import sys; sys.path.insert(0, 'tools'); import hooks; from pathlib import Path; hooks.jupyter_hook(Path('env')); print(hooks.merge_driver(Path('/b in')))"
+    env = {**os.environ, "HOME": str(home), "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+    call = lambda: subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout.strip()
+    assert call() == "False"
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, env=env)
+    assert call() == "True" and call() == "True"
+    assert '/b in/nbdev_merge' in (tmp_path / ".git" / "config").read_text() and not list(home.iterdir())
+    compile((tmp_path / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), "config", "exec")

@@ -1,0 +1,148 @@
+"""The site's tools: a problem that is planted is found, and links lead where they should on the site and in README."""
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import build_site
+import check_site
+import readme
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    "A project of two notebooks, in the shape that the tools read from nbdev's configuration."
+    nbs = tmp_path / "nbs"
+    (nbs / "operator").mkdir(parents=True)
+    for name in ("index.ipynb", "operator/40_fft.ipynb"): (nbs / name).write_text('{"cells": []}')
+    return SimpleNamespace(config_path=tmp_path, nbs_path=nbs, doc_host="https://example.org", doc_baseurl="/kit",
+                           git_url="https://git.example.org/kit", branch="main")
+
+
+def site(folder: Path, **pages: str) -> list[str]:
+    for name, body in pages.items(): (folder / f"{name}.html").write_text(f'<html><body id="top">{body}</body></html>')
+    return check_site.check(folder)
+
+
+# --- check_site
+
+@pytest.mark.parametrize("body", [
+    '<a href="b.html">x</a>', '<a href="b.html#top">x</a>', '<a href="#top">x</a>', '<a href="./?q=1">x</a>',
+    '<a href="https://example.org/">outside</a>', '<a href="mailto:x@example.org">x</a>', "costs $5 and $6",
+    '<pre>$$ @fig-x \\frac ::: </pre>', '<code>\\int</code>', '<span class="math inline">\\(\\frac12\\)</span>',
+    '<p>a<br>b</p><img src="data:image/png;base64,AA"><div class="math">$$ \\sum $$<b>x</b></div>'])
+def test_good_pages_have_no_problems(tmp_path, body):
+    assert site(tmp_path, index=body, b="") == []
+
+
+@pytest.mark.parametrize("body, problem", [
+    ('<a href="c.html">x</a>', "no file c.html"),
+    ('<a href="b.html#none">x</a>', "no anchor b.html#none"),
+    ('<a href="#none">x</a>', "no anchor #none"),
+    ('<img src="figure.png">', "no file figure.png"),
+    ('<script src="https://cdn.example.org/x.js"></script>', "loads https://cdn.example.org/x.js"),
+    ('<script src="//cdn.example.org/x.js"></script>', "loads //cdn.example.org/x.js"),
+    ('<link rel="stylesheet" href="https://cdn.example.org/x.css">', "loads https://cdn.example.org/x.css"),
+    ("<script>import m from 'https://cdn.example.org/m.mjs'</script>", "loads https://cdn.example.org/m.mjs"),
+    ("<style>@import url(https://cdn.example.org/f.css);</style>", "loads https://cdn.example.org/f.css"),
+    ("<p>as @fig-kernels shows</p>", "reference left as text: @fig-kernels"),
+    ("<p>$$ x $$</p>", "maths left as text: $$ x $$"),
+    ("<p><b>\\begin{equation}</b></p>", "maths left as text: \\begin{equation}"),
+    ('<div class="math">$$ x $$</div><p>\\frac12</p>', "maths left as text"),
+    ("<p>::: {.callout-note}</p>", "callout left as text")])
+def test_planted_problems_are_found(tmp_path, body, problem):
+    found = site(tmp_path, index=body, b="")
+    assert len(found) == 1 and found[0].startswith("index.html: ") and problem in found[0]
+
+
+def test_style_sheets_and_empty_sites_are_checked(tmp_path):
+    assert check_site.check(tmp_path) == [f"no pages in {tmp_path}"]
+    (tmp_path / "x.css").write_text("@import url(https://fonts.example.org/a;b);")
+    assert site(tmp_path, index="") == ["x.css: loads https://fonts.example.org/a;b"]
+
+
+# --- build_site
+
+@pytest.mark.parametrize("url, folder, to", [
+    ("40_fft.ipynb#cost", "operator", "fft.ipynb#cost"),
+    ("../operator/40_fft.ipynb", "nets", "../operator/fft.ipynb"),
+    ("../LICENSE", "", "https://git.example.org/kit/blob/main/LICENSE"),
+    ("../../results/a.json", "operator", "https://git.example.org/kit/blob/main/results/a.json"),
+    ("https://example.org/40_fft.ipynb", "", "https://example.org/40_fft.ipynb"),
+    ("figures/a.png", "operator", "figures/a.png")])
+def test_site_links(url, folder, to):
+    text = build_site.relink(f"[see]({url}) and ![f]({url})", folder, "https://git.example.org/kit/blob/main")
+    assert text == f"[see]({to}) and ![f]({to})"
+
+
+def cell(source: str, kind: str = "code") -> dict:
+    return {"cell_type": kind, "source": source}
+
+
+@pytest.mark.parametrize("source, becomes", [
+    ("#| export\ndef f(): pass", "#| exports\ndef f(): pass"),
+    ("#| export\nimport re", "#| export\nimport re"),
+    ("#| export\n#| hide\ndef f(): pass", "#| export\n#| hide\ndef f(): pass"),
+    ("import re\nre.I", "#| eval: false\nimport re\nre.I"),
+    ("def f():\n    import re", "#| eval: false\ndef f():\n    import re"),
+    ("f(1)", "f(1)"), ("%time f(1)", "%time f(1)")])
+def test_cells_are_marked_for_the_site(source, becomes):
+    assert build_site.prepared(cell(source)) == becomes
+
+
+def test_source_follows_its_documentation():
+    source, constants = (cell(f'#| code-summary: "Exported source"\n{s}') for s in ("def f(): ...\ndef g(): ...", "A = 1"))
+    f, g, demo = cell("show_doc(f)"), cell("show_doc(g)"), cell("f()")
+    assert build_site.source_after_docs([constants, source, g, f, demo]) == [constants, f, g, source, demo]
+    assert build_site.source_after_docs([demo, source, f]) == [demo, f, source]
+    assert build_site.source_after_docs([]) == []
+
+
+def test_pages_that_would_collide_are_refused(cfg, tmp_path):
+    (cfg.nbs_path / "operator" / "10_fft.ipynb").write_text('{"cells": []}')
+    with pytest.raises(SystemExit, match="10_fft.ipynb"): build_site.stage(cfg, cfg.nbs_path, tmp_path / "stage")
+
+
+def test_vendored_libraries_replace_the_network(tmp_path):
+    for name in ("katex", "mermaid"): (tmp_path / "libs" / name).mkdir(parents=True)
+    page = tmp_path / "site" / "a" / "b.html"
+    page.parent.mkdir(parents=True)
+    page.write_text('<script src="https://cdn.jsdelivr.net/npm/katex@0.16.11/dist/katex.min.js"></script><script type="module">'
+                    "import mermaid from 'https://cdn.jsdelivr.net/npm/mermaid@11/m.mjs';mermaid.initialize({});</script>")
+    (tmp_path / "site" / "t.css").write_text("@import url(https://fonts.example.org/css?w=1;2);body{}")
+    build_site.vendor(tmp_path / "site", tmp_path / "libs")
+    text = page.read_text()
+    assert "https:" not in text and 'src="../site_libs/katex/katex.min.js"' in text and "mermaid.initialize({})" in text
+    assert (tmp_path / "site" / "t.css").read_text() == "body{}"
+
+
+# --- readme
+
+def processed(cfg, *cells: dict) -> Path:
+    path = cfg.config_path / "processed.ipynb"
+    path.write_text(json.dumps({"cells": list(cells)}))
+    return path
+
+
+def test_readme_text_and_figures(cfg):
+    png = {"output_type": "display_data", "data": {"image/png": "iVBORw0K", "text/plain": "<Figure>"}}
+    out = {"output_type": "stream", "name": "stdout", "text": ["a\n", "b\n"]}
+    notebook = processed(
+        cfg, cell("---\ntitle: Kit\ndescription: One line\n---\n", "raw"),
+        cell("[fft](operator/40_fft.ipynb) [page](https://example.org/kit/operator/fft.html#f) [lic](../LICENSE) [a](#a) [o](https://o.org)", "markdown"),
+        cell("```{mermaid}\nflowchart LR\n```", "markdown"),
+        {**cell("#| echo: false\nplot()"), "outputs": [png]}, {**cell("print()"), "outputs": [out]}, cell("#| include: false\nx"))
+    text, figures = readme.make(notebook, cfg)
+    assert text == ("# Kit\n\nOne line\n\n[fft](nbs/operator/40_fft.ipynb) [page](nbs/operator/40_fft.ipynb) [lic](LICENSE) [a](#a) [o](https://o.org)\n\n"
+                    "```mermaid\nflowchart LR\n```\n\n![](index_files/figure-1.png)\n\n```python\nprint()\n```\n\n```\na\nb\n```\n")
+    assert figures == {"figure-1.png": b"\x89PNG\r\n"}
+
+
+def test_readme_drift_is_found_and_mended(cfg):
+    notebook = processed(cfg, cell("# Kit", "markdown"))
+    (cfg.config_path / "index_files").mkdir()
+    (cfg.config_path / "index_files" / "old.png").write_bytes(b"")
+    assert len(readme.problems(notebook, cfg)) == 2
+    readme.write(notebook, cfg)
+    assert readme.problems(notebook, cfg) == [] and (cfg.config_path / "README.md").read_text() == "# Kit\n"

@@ -1,0 +1,155 @@
+"""Every check of the project, each run once: `make test`.
+
+    python tools/test.py                                # drift, notebooks, tests, site
+    python tools/test.py --only notebooks -k operator   # some of them
+
+All stages run even when one fails. The last line counts notebooks and tests; a stage that fails without a count of its
+own (drift, site, a crash) counts as one failure, and any failure makes the exit status 1.
+"""
+import argparse
+import difflib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+WORKERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@dataclass
+class Result:
+    "What one stage found."
+    passed: int = 0
+    failed: int = 0
+    note: str = ""
+
+
+def command(*args: str, cwd: Path = ROOT, **env: str) -> int:
+    "Exit status of a command, which prints for itself."
+    path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
+    return subprocess.run(args, cwd=cwd, env={**os.environ, "PATH": path, **env}).returncode
+
+
+# --- drift: itnet/ is what the notebooks export, and the notebooks are clean
+
+def texts(folder: Path, pattern: str) -> dict[str, str]:
+    "Files of `folder` by name, without hidden ones."
+    return {p.relative_to(folder).as_posix(): p.read_text(encoding="utf-8") for p in sorted(folder.rglob(pattern))
+            if not any(part.startswith(".") or part == "__pycache__" for part in p.relative_to(folder).parts)}
+
+
+def differences(have: dict[str, str], want: dict[str, str], folder: str) -> list[str]:
+    "A short unified diff for each file that is not as it should be."
+    found = []
+    for name in sorted(have.keys() | want.keys()):
+        old, new = have.get(name), want.get(name)
+        if old == new: continue
+        if old is None: found.append(f"{folder}/{name} is missing")
+        elif new is None: found.append(f"{folder}/{name} comes from no notebook")
+        else:
+            diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), f"{folder}/{name}", "from notebooks", n=0, lineterm=""))
+            found.append("\n".join(diff[:14] + ["..."] * (len(diff) > 14)))
+    return found
+
+
+def fresh(target: Path) -> None:
+    "Export and clean a copy of the notebooks in `target`; only `__init__.py` files, which may be written by hand, go along."
+    shutil.copytree(ROOT / "nbs", target / "nbs", symlinks=True, ignore=shutil.ignore_patterns(".*", "_*"))
+    shutil.copy2(ROOT / "settings.ini", target)
+    for init in (ROOT / "itnet").rglob("__init__.py"):
+        copy = target / init.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(init, copy)
+    for tool in ("nbdev_export", "nbdev_clean"):
+        if command(str(BIN / tool), cwd=target): raise RuntimeError(f"{tool} failed")
+
+
+def drift(_: argparse.Namespace) -> Result:
+    "Compare with a fresh export in a scratch copy, so that uncommitted work is neither needed nor touched."
+    with tempfile.TemporaryDirectory() as scratch:
+        fresh(Path(scratch))
+        found = [d for folder, pattern in (("itnet", "*.py"), ("nbs", "*.ipynb"))
+                 for d in differences(texts(ROOT / folder, pattern), texts(Path(scratch) / folder, pattern), folder)]
+    for diff in found: print(diff)
+    if found: print("Notebooks and itnet/ have drifted apart: run nbdev_export and nbdev_clean, or move edits of itnet/ into the notebooks.")
+    return Result(failed=bool(found), note=f"{len(found)} files drifted" if found else "itnet/ and nbs/ agree")
+
+
+# --- notebooks and tests
+
+def pytest_stage(folder: str, args: argparse.Namespace) -> Result:
+    """One pytest run, counted from its report.
+
+    Notebooks run here rather than under `nbdev_test` because that command gives neither a count nor per-notebook times;
+    conftest.py calls nbdev's own `test_nb` with the flags of settings.ini. Each worker has one core and one torch thread.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        report = Path(scratch) / "report.xml"
+        workers = ["-n", str(WORKERS), "--dist", "worksteal"] if folder == "nbs" and WORKERS > 1 else []
+        options = [*workers, "--durations=0", "--durations-min=0.5", f"--junitxml={report}", *(["-k", args.k] if args.k else [])]
+        threads = os.environ.get("OMP_NUM_THREADS", "1")
+        status = command(sys.executable, "-m", "pytest", folder, "-q", *options, OMP_NUM_THREADS=threads, MPLBACKEND="agg")
+        if not report.exists(): return Result(failed=1, note=f"pytest ended with status {status}")
+        suites = ET.parse(report).getroot().iter("testsuite")
+        total, bad, skipped = (sum(column) for column in zip(*(counts(suite) for suite in suites)))
+    nothing = status == 5 and bool(args.k)                       # no test of this folder matches the pattern
+    return Result(total - bad - skipped, max(bad, int(status != 0 and not nothing)), f"{skipped} skipped" if skipped else "")
+
+
+def counts(suite: ET.Element) -> tuple[int, int, int]:
+    "Tests, failures and skips of one suite in a JUnit report."
+    number = lambda key: int(suite.get(key, 0))
+    return number("tests"), number("failures") + number("errors"), number("skipped")
+
+
+def notebooks(args: argparse.Namespace) -> Result:
+    return pytest_stage("nbs", args)
+
+
+def tests(args: argparse.Namespace) -> Result:
+    return pytest_stage("tests", args)
+
+
+# --- site
+
+def site(_: argparse.Namespace) -> Result:
+    "Build the site offline; broken links, outside loads and an outdated README.md fail."
+    status = command(sys.executable, "tools/build_site.py", "--check")
+    return Result(failed=int(status != 0), note="problems" if status else "builds offline, README.md agrees")
+
+
+STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site}
+
+
+def run(name: str, args: argparse.Namespace) -> tuple[str, Result, float]:
+    "One stage with its time; an error in the stage itself is a failure, not the end."
+    print(f"== {name}", flush=True)
+    start = time.perf_counter()
+    try: result = STAGES[name](args)
+    except Exception as error: result = Result(failed=1, note=f"{type(error).__name__}: {error}")
+    return name, result, time.perf_counter() - start
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=STAGES, nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
+    parser.add_argument("-k", metavar="PATTERN", help="only notebooks and tests that match, as in pytest")
+    args = parser.parse_args()
+    results = [run(name, args) for name in STAGES if name in args.only]
+    print("== summary")
+    for name, result, seconds in results:
+        count = f"{result.passed} passed" if name in ("notebooks", "tests") else ""
+        print(f"{name:10} {'FAILED' if result.failed else 'ok':7}{seconds:6.1f} s  {count} {result.note}".rstrip())
+    passed, failed = sum(r.passed for _, r, _ in results), sum(r.failed for _, r, _ in results)
+    print(f"total: {passed} passed, {failed} failed", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__": sys.exit(main())
