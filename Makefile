@@ -3,10 +3,13 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+
+# Passed on to the command of a target, and to pip. On Linux a plain torch brings CUDA; a smaller one for CPUs only:
+#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 ARGS ?=
 PIP_FLAGS ?=
 
-# The newest requirement is settings.ini's min_python. Override: make demo PYTHON=/path/to/python3.12
+# The first Python that is new enough. Another: make demo PYTHON=/path/to/python3.12
 MIN_PYTHON := $(shell sed -n 's/^min_python *= *//p' settings.ini)
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTHON)".split("."))))
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
@@ -23,8 +26,10 @@ help:  ## this list
 # The stamp is the last thing written, so an installation that fails or is interrupted is done again.
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
 	@rm -f $@
-	@$(PYTHON) -c '$(OLD_ENOUGH)' || { echo "Python $(MIN_PYTHON) or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv $(VENV); }
+	@python="$(PYTHON)"; \
+	$$python -c '$(OLD_ENOUGH)' || { echo "Python $(MIN_PYTHON) or newer is needed, and $$python is $$($$python --version 2>&1)." \
+		"Name one: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }; \
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); }
 	@echo "Installing into $(VENV); the first time takes a few minutes"
 	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
 	@$(BIN)/python tools/hooks.py

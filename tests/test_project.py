@@ -4,6 +4,7 @@ import importlib.metadata as metadata
 import json
 import re
 import subprocess
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -66,7 +67,6 @@ def test_imports_are_declared():
     "Every package that itnet/ imports is a requirement of settings.ini, or an optional import inside a function."
     names = {"scikit-learn": "sklearn", "ipython": "IPython"}
     declared = {names.get(n, n) for n in (Requirement(r).name for r in settings()["requirements"].split())} | {"itnet"}
-    import sys
     for file in (ROOT / "itnet").rglob("*.py"):
         for node in ast.parse(file.read_text()).body:
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
@@ -93,7 +93,8 @@ def cells(path: Path) -> list[dict]:
 def test_notebook_form(path):
     "Title and summary open it, its module is named after it, cell ids are unique and exported imports stand alone."
     found = cells(path)
-    assert re.match(r"# .+\n\n> .+", found[0]["source"]), "the first cell is `# Title` and a `>` line"
+    opening = next(c["source"] for c in found if c["cell_type"] == "markdown")
+    assert re.match(r"# .+\n+> .+", opening), "a notebook opens with `# Title` and a `>` line"
     ids = [c["id"] for c in found]
     assert len(ids) == len(set(ids))
     code = [c["source"] for c in found if c["cell_type"] == "code"]

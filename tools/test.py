@@ -31,10 +31,10 @@ class Result:
     note: str = ""
 
 
-def command(*args: str, cwd: Path = ROOT, **env: str) -> int:
-    "Exit status of a command, which prints for itself."
+def command(*args: str, cwd: Path | None = None, **env: str) -> int:
+    "Exit status of a command, run in the project and printing for itself."
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    return subprocess.run(args, cwd=cwd, env={**os.environ, "PATH": path, **env}).returncode
+    return subprocess.run(args, cwd=cwd or ROOT, env={**os.environ, "PATH": path, **env}).returncode
 
 
 # --- drift: itnet/ is what the notebooks export, and the notebooks are clean
@@ -92,7 +92,7 @@ def pytest_stage(folder: str, args: argparse.Namespace) -> Result:
     """
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        workers = ["-n", str(WORKERS), "--dist", "worksteal"] if folder == "nbs" and WORKERS > 1 else []
+        workers = ["-n", str(WORKERS), "--dist", "worksteal"] if WORKERS > 1 else []
         options = [*workers, "--durations=0", "--durations-min=0.5", f"--junitxml={report}", *(["-k", args.k] if args.k else [])]
         threads = os.environ.get("OMP_NUM_THREADS", "1")
         status = command(sys.executable, "-m", "pytest", folder, "-q", *options, OMP_NUM_THREADS=threads, MPLBACKEND="agg")

@@ -151,8 +151,8 @@ class ListOps(Data):
         longest = 1
         for _ in range(self.max_depth - 1): longest = 2 + self.max_args*longest
         if self.min_length > min(self.max_length, longest):
-            raise ValueError(f"ListOps.min_length={self.min_length} exceeds max_length={self.max_length} or the {longest} "
-                             f"tokens of the longest tree with max_depth={self.max_depth}, max_args={self.max_args}")
+            raise ValueError(f"ListOps.min_length={self.min_length} exceeds max_length={self.max_length} or the "
+                             f"longest tree, {longest} tokens with max_depth={self.max_depth}, max_args={self.max_args}")
 
 # %% ../../nbs/data/10_lra.ipynb #listops-splits
 @lru_cache(maxsize=2)

@@ -24,10 +24,11 @@ class Order:
         ):
         self.n, self.batch_size, self.shuffle, self.seed, self.epoch, self.first = n, batch_size, shuffle, seed, 0, 0
         if n < (batch_size if shuffle else 1):
-            raise ValueError(f"{n} examples do not fill a batch of {batch_size}; lower batch_size or take more examples")
+            raise ValueError(f"{n} examples do not fill a batch of {batch_size}; lower batch_size or add examples")
     def __len__(self): return self.n//self.batch_size if self.shuffle else -(-self.n//self.batch_size)
     def __iter__(self) -> Iterator[list[int]]:
-        order = torch.randperm(self.n, generator=generator("order", self.seed, self.epoch)) if self.shuffle else torch.arange(self.n)
+        g = generator("order", self.seed, self.epoch)
+        order = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
         for batch in order.split(self.batch_size)[self.first:len(self)]: yield batch.tolist()
 
 # %% ../../nbs/data/40_module.ipynb #loader
@@ -80,7 +81,8 @@ class DataModule(lightning.LightningDataModule):
         "A fresh loader of one split."
         self.setup()
         if split not in self.sets: raise ValueError(f"no split {split!r}; there are {', '.join(self.sets)}")
-        return Loader(self.sets[split], self.data.batch_size, split == "train", self.seed, self.num_workers, self.data.collate)
+        return Loader(self.sets[split], self.data.batch_size, shuffle=split == "train", seed=self.seed,
+                      num_workers=self.num_workers, collate_fn=self.data.collate)
     def train_dataloader(self) -> Loader: return self.loader("train")
     def val_dataloader(self) -> Loader: return self.loader("validation")
     def test_dataloader(self) -> Loader: return self.loader("test")

@@ -20,7 +20,7 @@ from torch import Tensor
 @dataclass(frozen=True)
 class Spec:
     "The facts about a data set from which a model is built."
-    head: Literal["image", "sequence", "language"] # what is predicted: a class per image, per sequence, or the next token
+    head: Literal["image", "sequence", "language"] # predicts a class per image or sequence, or the next token
     inputs: int # size of the vocabulary, or number of channels
     classes: int # number of classes; the vocabulary again for language
     shape: tuple[int, ...] # nominal spatial shape: (N,) or (H, W)
@@ -206,8 +206,10 @@ def collate(items: dict[str, Tensor] | list[dict[str, Tensor]] # a finished batc
     lengths = torch.tensor([len(x) for x in columns["x"]])
     if (lengths != lengths[0]).any() and "mask" not in columns:
         columns["mask"] = [torch.ones(n, dtype=torch.bool) for n in lengths.tolist()]
-    pad = lambda k, v: torch.nn.utils.rnn.pad_sequence(v, True, -100 if k == "target" else 0) if v[0].ndim else torch.stack(v)
-    return {k: pad(k, v) for k, v in columns.items()}
+    def join(k, v):
+        if v[0].ndim == 0: return torch.stack(v)
+        return torch.nn.utils.rnn.pad_sequence(v, batch_first=True, padding_value=-100 if k == "target" else 0)
+    return {k: join(k, v) for k, v in columns.items()}
 
 # %% ../../nbs/data/00_source.ipynb #data
 class Data:

@@ -1,0 +1,123 @@
+"The `itnet` command from outside: exit codes, messages, signals and files."
+import json, os, re, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+ENV = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+
+
+@pytest.fixture
+def itnet(tmp_path, monkeypatch, capfd):
+    "Run a command line in this process and an empty folder: (exit code, stdout, stderr)"
+    import toy_itnet
+    monkeypatch.chdir(tmp_path)
+    def run(line, *words):
+        code = toy_itnet.itnet.cli.main([*line.split(), *words])
+        return code, *capfd.readouterr()
+    return run
+
+
+def start(line, folder):
+    return subprocess.Popen([sys.executable, str(HERE / "toy_itnet.py"), *line.split()], cwd=folder, env=ENV, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_help_is_quick_and_light():
+    code = ("import sys, itnet.cli; c = itnet.cli.main(['-h']);"
+            "sys.exit(c or 9 * bool({'torch', 'lightning', 'datasets', 'jsonargparse'} & sys.modules.keys()))")
+    took = []
+    for _ in range(3):
+        t = time.perf_counter()
+        p = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+        took.append(time.perf_counter() - t)
+        assert p.returncode == 0 and all(c in p.stdout for c in ("demo", "train", "eval", "results", "doctor", "bench"))
+    assert min(took) < 1.5, took
+
+
+def test_train_eval_results(itnet, tmp_path):
+    code, out, err = itnet("train sums/itnet --train.steps 20 --results results/toy")
+    assert code == 0, err
+    assert "step 10 " in out and "step 20 " in out and "20 steps" not in err
+    assert not re.search(r"GPU available|Tip|litlogger|Warning|warn", out + err), out + err
+    record = json.loads((tmp_path / "results/toy/sums-itnet-s0.json").read_text())
+    assert record["status"] == "finished" and record["steps"] == 20 and record["command"].startswith("itnet train sums/itnet --train.steps 20")
+    assert str(tmp_path) not in json.dumps(record)
+    code, out, err = itnet("eval runs/sums-itnet-s0")
+    assert code == 0 and f"test accuracy {record['test']['accuracy']:.4f}" in out and not err
+    assert f"validation accuracy {record['validation']['accuracy']:.4f}" in itnet("eval runs/sums-itnet-s0/best.ckpt --split validation")[1]
+    code, out, _ = itnet("results results --format markdown")
+    assert code == 0 and "| sums | itnet | accuracy |" in out
+    assert (tmp_path / "runs/sums-itnet-s0/metrics.csv").read_text().count("\n") > 3
+    assert list((tmp_path / "runs/sums-itnet-s0").glob("events.out.tfevents.*"))
+
+
+def test_print_config_reads_back(itnet, tmp_path):
+    code, out, _ = itnet("train sums/mlp --model.width 3 --optim.betas [0.5,0.6] --train.threads 1 --print_config")
+    assert code == 0 and "width: 3" in out and "# hidden units" in out and "# peak learning rate" in out and "betas: [0.5, 0.6]" in out
+    (tmp_path / "mine.yaml").write_text(out)
+    assert itnet("train sums/mlp --config mine.yaml --print_config")[1] == out
+    assert "width: 5" in itnet("train sums/mlp --config mine.yaml --model.width 5 --print_config")[1]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("line, code, says", [
+    ("train sums/itent", 2, "unknown recipe sums/itent: nearest: sums/itnet"),
+    ("train sums/itnet --model.widht 3", 2, "nearest: --model.width"),
+    ("train sums/itnet --steps 3", 2, "nearest: --train.steps"),
+    ("train sums/itnet --train.steps many", 2, "train.steps"),
+    ("train sums/itnet --config nothing.yaml", 2, "cannot read --config nothing.yaml"),
+    ("trian sums/itnet", 2, "nearest: train"),
+    ("results --fromat markdown", 2, "nearest: --format"),
+    ("eval x.ckpt --split exam", 2, "split"),
+    ("train sums/itnet --train.steps 0", 1, "train.steps=0"),
+    ("train sums/itnet --train.steps 1", 1, "optim.warmup=2 is longer than train.steps=1"),
+    ("train sums/itnet --train.device tpu", 1, "'tpu' is unknown"),
+    ("train sums/itnet --train.precision 8", 1, "32-true"),
+    ("train sums/itnet --data.there false", 1, "ITNET_DATA"),
+    ("train sums/itnet --resume nothing", 1, "no checkpoint at nothing"),
+    ("results nothing", 1, "no run records at nothing"),
+])
+def test_wrong_input(itnet, tmp_path, line, code, says):
+    got, out, err = itnet(line)
+    assert got == code and err.startswith("itnet: ") and says in err and "Traceback" not in err + out
+    assert not (tmp_path / "results").exists() and not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_debug_shows_where(itnet):
+    with pytest.raises(ValueError, match="no run records"): itnet("results nothing --debug")
+
+
+def test_another_configuration(itnet):
+    assert itnet("train sums/itnet --quiet")[0] == 0
+    code, out, err = itnet("train sums/itnet --model.width 4 --optim.lr 0.5 --resume runs/sums-itnet-s0")
+    assert code == 1 and "model.width: 8 in the checkpoint, 4 requested" in err and "optim.lr: 0.05 in the checkpoint, 0.5 requested" in err
+    assert itnet("train sums/itnet --train.device auto --resume runs/sums-itnet-s0 --quiet")[0] == 0
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
+    p = start("train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path)
+    line = p.stdout.readline()
+    assert "step 10 " in line, line + p.stderr.read()
+    p.send_signal(stop)
+    out, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and "Traceback" not in err, err
+    assert "--resume runs/sums-itnet-s0/last.ckpt" in err
+    record = json.loads((tmp_path / "results/sums-itnet-s0.json").read_text())
+    assert record["status"] == "interrupted" and 10 <= record["steps"] < 40 and not record["test"]
+    code, out, err = itnet("train sums/itnet --data.pause 0.05 --train.steps 40 --resume runs/sums-itnet-s0/last.ckpt")
+    assert code == 0, err
+    after = json.loads((tmp_path / "results/sums-itnet-s0.json").read_text())
+    assert after["status"] == "finished" and after["resumed"] == [record["steps"]] and after["steps"] == 40 and after["test"]
+    csv = (tmp_path / "runs/sums-itnet-s0/metrics.csv").read_text().splitlines()
+    steps = [int(dict(zip(csv[0].split(","), row.split(",")))["step"]) for row in csv[1:]]
+    assert {10, 20, 30, 40} <= set(steps), steps
+
+
+def test_doctor(itnet):
+    code, out, err = itnet("doctor --format json")
+    assert code == 0 and not err
+    assert {r["section"] for r in json.loads(out)} >= {"versions", "devices", "backends", "data"}
+    assert itnet("doctor")[0] == 0
