@@ -27,8 +27,11 @@ OPTIONAL = ('scipy', 'datasets', 'jsonargparse', 'rich', 'tensorboard', 'transfo
 
 def _versions() -> list[Row]:
     rows = [Row('versions', 'python', platform.python_version(), f'{platform.system()} {platform.machine()}')]
-    rows += [Row('versions', n, package_version(n) or 'missing', '' if package_version(n) else 'required: pip install -e .') for n in PACKAGES]
-    return rows + [Row('versions', n, package_version(n) or 'missing', '' if package_version(n) else 'optional') for n in OPTIONAL]
+    for names, absent in ((PACKAGES, 'required: pip install -e .'), (OPTIONAL, 'optional')):
+        for n in names:
+            v = package_version(n)
+            rows.append(Row('versions', n, v or 'missing', '' if v else absent))
+    return rows
 
 # %% ../nbs/doctor.ipynb #devices
 def _cores() -> int:
@@ -40,16 +43,19 @@ def _memory() -> str:
     except (ValueError, OSError, AttributeError): return 'unknown'
 
 def _devices() -> list[Row]:
-    rows = [Row('devices', 'cpu', cpu_model(), f"{_cores()} of {os.cpu_count()} cores usable, {torch.backends.cpu.get_cpu_capability()}"),
+    cores = f'{_cores()} of {os.cpu_count()} cores usable, {torch.backends.cpu.get_cpu_capability()}'
+    rows = [Row('devices', 'cpu', cpu_model(), cores),
             Row('devices', 'threads', str(torch.get_num_threads()), 'set by OMP_NUM_THREADS, or --train.threads'),
             Row('devices', 'memory', _memory())]
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             p = torch.cuda.get_device_properties(i)
-            rows.append(Row('devices', f'cuda:{i}', 'on', f'{p.name}, {p.total_memory / 2**30:.0f} GB, compute capability {p.major}.{p.minor}'))
+            what = f'{p.name}, {p.total_memory / 2**30:.0f} GB, compute capability {p.major}.{p.minor}'
+            rows.append(Row('devices', f'cuda:{i}', 'on', what))
     else: rows.append(Row('devices', 'cuda', 'off', _why_no_cuda()))
     built, there = torch.backends.mps.is_built(), torch.backends.mps.is_available()
-    return rows + [Row('devices', 'mps', 'on' if there else 'off', '' if there else 'needs macOS 14 on Apple silicon' if built else 'only in macOS builds of torch')]
+    why = '' if there else 'needs Apple silicon and a recent macOS' if built else 'only in macOS builds of torch'
+    return rows + [Row('devices', 'mps', 'on' if there else 'off', why)]
 
 def _why_no_cuda() -> str:
     if torch.version.cuda is None: return 'this torch is built without CUDA: install a CUDA build to use an NVIDIA GPU'
@@ -58,43 +64,43 @@ def _why_no_cuda() -> str:
 
 # %% ../nbs/doctor.ipynb #backends
 def _backends() -> list[Row]:
-    on = lambda ok: 'on' if ok else 'off'
     b, cuda = torch.backends, torch.cuda.is_available()
+    def row(item, ok, yes, no=''): return Row('backends', item, 'on' if ok else 'off', yes if ok else no)
     mkl = b.mkl.is_available()
-    rows = [Row('backends', 'mkl', on(mkl), 'matrix products and FFT on the CPU' if mkl else 'this build of torch uses another BLAS'),
-            Row('backends', 'onednn', on(b.mkldnn.is_available()), 'convolutions on the CPU' if b.mkldnn.is_available() else 'not in this build of torch'),
-            Row('backends', 'openmp', on(b.openmp.is_available()), 'threads inside one operation' if b.openmp.is_available() else 'not in this build: one thread'),
-            Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + (', cuFFT on the GPU' if cuda else '')),
-            Row('backends', 'sdpa', 'on', 'fused attention: flash on the CPU' + (', '.join(['', *_cuda_sdpa()]) if cuda else ''))]
-    ok, why = _compiler()
-    rows.append(Row('backends', 'torch.compile', on(ok), why))
-    return rows + [Row('backends', 'triton', *_triton())]
+    return [row('mkl', mkl, 'matrix products and FFT on the CPU', 'this build of torch uses another BLAS'),
+            row('onednn', b.mkldnn.is_available(), 'convolutions on the CPU', 'not in this build of torch'),
+            row('openmp', b.openmp.is_available(), 'threads inside one operation', 'not in this build: one thread'),
+            Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + ', cuFFT on the GPU' * cuda),
+            row('sdpa', True, 'fused attention: ' + ', '.join(['flash on the CPU', *(_cuda_sdpa() if cuda else ())])),
+            row('torch.compile', *_compiler()), Row('backends', 'triton', *_triton())]
 
 def _cuda_sdpa() -> list[str]:
     c = torch.backends.cuda
-    return [n + ' on the GPU' for n, f in (('flash', c.flash_sdp_enabled), ('memory-efficient', c.mem_efficient_sdp_enabled), ('cuDNN', c.cudnn_sdp_enabled)) if f()]
+    kinds = {'flash': c.flash_sdp_enabled, 'cuDNN': c.cudnn_sdp_enabled, 'efficient': c.mem_efficient_sdp_enabled}
+    return [f'{n} on the GPU' for n, enabled in kinds.items() if enabled()]
 
 # %% ../nbs/doctor.ipynb #compilers
-def _compiler() -> tuple[bool, str]:
-    "Can torch.compile build code for the CPU, and why (not)?"
+def _compiler() -> tuple[bool, str, str]:
+    "Can torch.compile build code for the CPU, with what, and why not?"
     cxx = next((c for c in (os.environ.get('CXX'), 'g++', 'clang++', 'cl') if c and shutil.which(c)), None)
-    if not cxx: return False, 'no C++ compiler: install g++ (Debian: apt install g++), clang++ or MSVC'
-    if not (Path(sysconfig.get_paths()['include'])/'Python.h').exists(): return False, 'Python.h is missing: install the headers (Debian: apt install python3-dev)'
-    return True, f'C++ compiler {Path(cxx).name}, Python headers'
+    if not cxx: return False, '', 'no C++ compiler: install g++ (Debian: apt install g++), clang++ or MSVC'
+    if not (Path(sysconfig.get_paths()['include'])/'Python.h').exists():
+        return False, '', 'Python.h is missing: install the headers (Debian: apt install python3-dev)'
+    return True, f'C++ compiler {Path(cxx).name}, Python headers', ''
 
 def _triton() -> tuple[str, str]:
-    if importlib.util.find_spec('triton') is None: return 'off', 'not installed: it comes with CUDA builds of torch, or pip install triton'
+    if importlib.util.find_spec('triton') is None: return 'off', 'not installed: it comes with CUDA builds of torch'
     if torch.cuda.is_available(): return 'on', 'compiles for the GPU'
-    if os.environ.get('TRITON_INTERPRET') == '1': return 'on', 'interpreted on the CPU (TRITON_INTERPRET=1): for tests only'
+    if os.environ.get('TRITON_INTERPRET') == '1': return 'on', 'TRITON_INTERPRET=1: interpreted, for tests only'
     return 'off', 'installed, but there is no GPU; TRITON_INTERPRET=1 runs its kernels on CPU tensors'
 
 # %% ../nbs/doctor.ipynb #data-bundled
 def _bundled() -> list[Row]:
-    sklearn = importlib.util.find_spec('sklearn') is not None
-    std = Path(sysconfig.get_paths()['stdlib']); n = sum(1 for _ in std.glob('*.py'))
-    return [Row('data', 'digits', *(('found', 'bundled with scikit-learn') if sklearn else ('missing', 'pip install scikit-learn'))),
-            Row('data', 'source text', *(('found', "the running Python's standard library") if n > 50 else ('missing', 'this Python ships without its sources'))),
-            Row('data', 'listops', 'found', 'generated from a seed')]
+    def row(item, ok, yes, no=''): return Row('data', item, 'found' if ok else 'missing', yes if ok else no)
+    sources = len(list(Path(sysconfig.get_paths()['stdlib']).glob('*.py')))
+    return [row('digits', importlib.util.find_spec('sklearn'), 'bundled with scikit-learn', 'pip install scikit-learn'),
+            row('source text', sources > 50, "the running Python's standard library", 'this Python has no sources'),
+            row('listops', True, 'generated from a seed')]
 
 # %% ../nbs/doctor.ipynb #data-external
 def _found(name: str, entry) -> tuple[str, str]:
@@ -103,12 +109,15 @@ def _found(name: str, entry) -> tuple[str, str]:
     here = [s for s in entry.splits if root and (Path(root).expanduser()/name/f'{s}.parquet').is_file()]
     if len(here) == len(entry.splits): return 'found', f"$ITNET_DATA/{name}: {', '.join(here)}"
     try:
-        from huggingface_hub import try_to_load_from_cache as look
-        cached = [s for s in entry.splits if isinstance(look(entry.repo, entry.file.format(split=s), revision=entry.revision, repo_type='dataset'), str)]
+        from huggingface_hub import try_to_load_from_cache
+        at = {s: try_to_load_from_cache(entry.repo, entry.file.format(split=s), None, entry.revision, 'dataset')
+              for s in entry.splits}
+        cached = [s for s, path in at.items() if isinstance(path, str)]
     except ImportError: cached = []
     if len(cached) == len(entry.splits): return 'found', f'cache of the Hugging Face hub: {entry.repo}'
     absent = ', '.join(s for s in entry.splits if s not in {*here, *cached})
-    return 'missing', f"{absent}: put <split>.parquet into $ITNET_DATA/{name}{'' if root else ' (ITNET_DATA is not set)'}, or go online once for {entry.repo}"
+    unset = '' if root else ' (ITNET_DATA is not set)'
+    return 'missing', f'{absent}: put <split>.parquet into $ITNET_DATA/{name}{unset}, or go online for {entry.repo}'
 
 def _data() -> list[Row]:
     from itnet.data.source import HUB
@@ -118,11 +127,13 @@ def _data() -> list[Row]:
 def _suggestions(rows: list[Row]) -> list[Row]:
     at, out = {(r.section, r.item): r for r in rows}, []
     def say(item, why): out.append(Row('suggestions', item, '', why))
-    if torch.get_num_threads() != _cores(): say('threads', f'torch uses {torch.get_num_threads()} threads on {_cores()} usable cores: set OMP_NUM_THREADS={_cores()}')
+    if (n := torch.get_num_threads()) != _cores():
+        say('threads', f'torch uses {n} threads on {_cores()} usable cores: set OMP_NUM_THREADS={_cores()}')
     if at['backends', 'torch.compile'].state == 'off': say('torch.compile', at['backends', 'torch.compile'].why)
     if not os.environ.get('ITNET_DATA') and any(r.section == 'data' and r.state == 'missing' for r in rows):
-        say('data', 'set ITNET_DATA to a folder with <name>/<split>.parquet for data sets that do not come with the package')
-    if any(r.section == 'versions' and r.state == 'missing' and r.why != 'optional' for r in rows): say('versions', 'run pip install -e . again: required packages are missing')
+        say('data', 'set ITNET_DATA to a folder with <name>/<split>.parquet for data sets that do not come along')
+    if any(r.state == 'missing' and r.why.startswith('required') for r in rows):
+        say('versions', 'run pip install -e . again: required packages are missing')
     return out
 
 def report() -> list[Row]:
@@ -138,7 +149,8 @@ def render(
     "Rows as a table per section, as Markdown or as JSON; raises ValueError for another format."
     if format == 'json': return json.dumps([asdict(r) for r in rows], indent=1)
     if format == 'markdown':
-        return '\n'.join(['| section | item | state | why |', '|---|---|---|---|', *(f'| {r.section} | {r.item} | {r.state} | {r.why} |' for r in rows)])
+        lines = [f'| {r.section} | {r.item} | {r.state} | {r.why} |' for r in rows]
+        return '\n'.join(['| section | item | state | why |', '|---|---|---|---|', *lines])
     if format != 'rich': raise ValueError(f"format {format!r} is unknown: choose 'rich', 'markdown' or 'json'")
     from rich.table import Table
     t, last = Table(box=None, show_header=False, pad_edge=False), None

@@ -1,13 +1,17 @@
 """`tools/test.py`, `tools/run.py`, the hooks and the Makefile: failures are counted, and nothing is installed twice."""
 import argparse
 import importlib.util
+import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+import hooks
 
 ROOT = Path(__file__).resolve().parent.parent
 spec = importlib.util.spec_from_file_location("project_checks", ROOT / "tools" / "test.py")     # `test` is also a standard module
@@ -156,4 +160,15 @@ def test_hooks_stay_inside_the_checkout(tmp_path):
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True, env=env)
     assert call() == "True" and call() == "True"
     assert '/b in/nbdev_merge' in (tmp_path / ".git" / "config").read_text() and not list(home.iterdir())
-    compile((tmp_path / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), "config", "exec")
+
+
+def test_saved_notebooks_are_cleaned(tmp_path, monkeypatch):
+    monkeypatch.setattr(hooks, "ROOT", tmp_path)
+    hooks.jupyter_hook(tmp_path / "env")
+    config = SimpleNamespace(ContentsManager=SimpleNamespace())
+    exec((tmp_path / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), {"c": config})
+    for folder, kept in ((tmp_path / "nbs", set()), (tmp_path.parent, {"junk"})):       # in the project, and outside it
+        content = {**json.loads(NOTEBOOK % "1"), "metadata": {"junk": 1}}
+        config.ContentsManager.pre_save_hook(model={"type": "notebook", "content": content}, path="/a.ipynb",
+                                             contents_manager=SimpleNamespace(root_dir=str(folder)))
+        assert set(content["metadata"]) == kept

@@ -1,19 +1,23 @@
-"""Keep notebooks clean in this checkout: the hooks of `nbdev_install_hooks`, without writing outside the checkout.
+"""Keep notebooks clean in this checkout: what `nbdev_install_hooks` does, without writing outside the checkout.
 
 JupyterLab strips metadata when it saves (a hook in the environment's own configuration, not in `~/.jupyter`), and git
 merges notebooks cell by cell (a merge driver in the checkout's own `.git/config`; `.gitattributes` names it).
-Outside a git checkout only the first is installed.
+Outside a git checkout only the first is installed. nbdev's own save hook is not used: it looks for the notebook in the
+folder that the server was started in, and fails for any other.
 """
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SAVE_HOOK = '''# Written by tools/hooks.py: notebooks are cleaned as they are saved.
-def clean_on_save(**kwargs):
-    try: from nbdev.clean import clean_jupyter
-    except ModuleNotFoundError: return
-    clean_jupyter(**kwargs)
+SAVE_HOOK = '''# Written by tools/hooks.py: notebooks of this project are cleaned as they are saved.
+from pathlib import Path
+
+def clean_on_save(model, path, contents_manager, **kwargs):
+    inside = (Path(contents_manager.root_dir) / path.strip("/")).resolve().is_relative_to({root!r})
+    if not inside or model["type"] != "notebook" or model["content"]["nbformat"] != 4: return
+    from nbdev.clean import clean_nb
+    clean_nb(model["content"])
 
 c.ContentsManager.pre_save_hook = clean_on_save
 '''
@@ -30,7 +34,7 @@ def jupyter_hook(prefix: Path) -> None:
     "Clean notebooks on save, for the Jupyter of the environment at `prefix`."
     config = prefix / "etc" / "jupyter" / "jupyter_server_config.py"
     config.parent.mkdir(parents=True, exist_ok=True)
-    if not config.exists() or config.read_text() != SAVE_HOOK: config.write_text(SAVE_HOOK)
+    config.write_text(SAVE_HOOK.format(root=str(ROOT)))
 
 
 def merge_driver(bin_dir: Path) -> bool:

@@ -24,8 +24,8 @@ def far_kernel(dim: int, heads: int,
                dims: int = 1, causal: bool = False, short: int = 0
               ) -> Kernel:
     "Positive, normalised separable × stationary kernel over the whole measure."
-    k = Separable(dim, heads, rank, short=short, causal=causal, dims=dims) * Implicit(heads, extent, dims, positive=True)
-    return k.restrict(causal=causal, dims=dims).normalise()
+    kappa = Implicit(heads, extent, dims, positive=True).restrict(causal=causal, dims=dims)
+    return (Separable(dim, heads, rank, short=short, causal=causal, dims=dims) * kappa).normalise()
 
 # %% ../../nbs/nets/00_block.ipynb #near
 def near_kernel(dim: int, heads: int,

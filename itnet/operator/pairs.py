@@ -45,7 +45,6 @@ class Pairs:
     tile: tuple[int, ...]       # C: rows of a tile, along each axis
     slab: tuple[int, ...]       # M: columns of a tile, along each axis
     offset: tuple[int, ...]     # first column of a slab minus first row of its tile
-    box: Box                    # lags that belong to the support
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -65,7 +64,7 @@ class Pairs:
 # %% ../../nbs/operator/10_pairs.ipynb #pairs-all
 def all_pairs(cls, measure: Measure) -> Pairs:
     "The full matrix: one tile."
-    return cls(measure, measure.shape, measure.shape, (0,) * measure.ndim, full_box(measure.shape))
+    return cls(measure, measure.shape, measure.shape, (0,) * measure.ndim)
 
 Pairs.all = classmethod(all_pairs)
 
@@ -75,7 +74,7 @@ def near_pairs(cls, measure: Measure, support: Box, tile: int | None = None) -> 
     box = intersect(support, full_box(measure.shape))
     size = tuple(min(n, tile or w) for n, w in zip(measure.shape, box_shape(box)))
     slab = tuple(c + hi - lo for c, (lo, hi) in zip(size, box))
-    return cls(measure, size, slab, tuple(-hi for _, hi in box), box)
+    return cls(measure, size, slab, tuple(-hi for _, hi in box))
 
 Pairs.near = classmethod(near_pairs)
 
@@ -127,10 +126,10 @@ def column_weight(self: Pairs, dtype: torch.dtype, device=None) -> Tensor | None
 Pairs.column_weight = column_weight
 
 # %% ../../nbs/operator/10_pairs.ipynb #inside
-def inside(self: Pairs, device=None) -> Tensor:
+def inside(self: Pairs, support: Box, device=None) -> Tensor:
     "(C, M) bool: which pairs of a tile have their lag in the support."
     p, out = self.measure.ndim, None
-    for axis, (c, m, o, (lo, hi)) in enumerate(zip(self.tile, self.slab, self.offset, self.box)):
+    for axis, (c, m, o, (lo, hi)) in enumerate(zip(self.tile, self.slab, self.offset, support)):
         lag = torch.arange(c, device=device)[:, None] - torch.arange(m, device=device) - o
         ok = ((lag >= lo) & (lag <= hi)).reshape([c if a == axis else 1 for a in range(p)] + [m if a == axis else 1 for a in range(p)])
         out = ok if out is None else out & ok
@@ -139,12 +138,12 @@ def inside(self: Pairs, device=None) -> Tensor:
 Pairs.inside = inside
 
 # %% ../../nbs/operator/10_pairs.ipynb #toeplitz
-def toeplitz(self: Pairs, values: Tensor, box: Box | None = None) -> Tensor:
-    "Values (H, *L) at the lags of `box` (default: `self.bounds`) -> (1, H, 1, C, M); zero at other lags."
+def toeplitz(self: Pairs, values: Tensor, box: Box | None = None, outside: float = 0.) -> Tensor:
+    "Values (H, *L) at the lags of `box` (default: `self.bounds`) -> (1, H, 1, C, M); `outside` at other lags."
     p, bounds = self.measure.ndim, self.bounds
     if box is not None and box != bounds:
         pad = [n for (lo, hi), (first, last) in reversed(list(zip(box, bounds))) for n in (lo - first, last - hi)]
-        values = F.pad(values, pad)
+        values = F.pad(values, pad, value=outside)
     values = values.flip(list(range(1, 1 + p)))
     for axis, m in enumerate(self.slab): values = values.unfold(1 + axis, m, 1)   # (H, *C, *M)
     values = values.flip(list(range(1, 1 + p)))

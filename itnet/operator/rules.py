@@ -11,7 +11,7 @@ from torch import Tensor
 from .measure import Measure
 from .pairs import Pairs, box_shape, full_box, intersect, reached
 from .fft import convolve, direct_conv
-from .kernel import Kernel, Normalised, is_finite, on_support, row_integral, safe, supported
+from .kernel import Kernel, Normalised, is_finite, row_integral, safe
 
 # %% ../../nbs/operator/60_rules.ipynb #on-pairs
 def _on_pairs(kernel: Kernel, pairs: Pairs, u: Tensor | None, v: Tensor) -> Tensor:
@@ -21,8 +21,7 @@ def _on_pairs(kernel: Kernel, pairs: Pairs, u: Tensor | None, v: Tensor) -> Tens
     if isinstance(kernel, Normalised):
         K = kernel.scaled(pairs, u, w)
         return pairs.to_grid(K @ x / row_integral(K, w))
-    K = on_support(supported(pairs, kernel.structure.support), kernel.values(pairs, u))
-    return pairs.to_grid(K @ x)
+    return pairs.to_grid(kernel.values(pairs, u) @ x)
 
 # %% ../../nbs/operator/60_rules.ipynb #dense
 def dense(kernel: Kernel,

@@ -54,7 +54,7 @@ class Taps(Stationary):
         origin = tuple((n - 1) // 2 for n in size) if origin is None else per_axis(origin, len(size), 'origin')
         if any(not 0 <= o < n for o, n in zip(origin, size)): raise ValueError(f'origin {origin} lies outside {size} taps')
         support = tuple((-o, n - 1 - o) for n, o in zip(size, origin))
-        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive, logarithmic=positive,
+        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive,
                                           state=size[0] - 1 if len(size) == 1 and origin == (0,) else None))
         bound = 0 if positive else 1 / math.sqrt(math.prod(size))
         self.weight = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound))
@@ -65,7 +65,7 @@ def filter(self: Taps, box: Box, spacing: tuple[float, ...]) -> Tensor:
     return crop_to(taps, self.structure.support, box)
 
 def log_values(self: Taps, pairs: Pairs, u: Tensor | None = None) -> Tensor:
-    return pairs.toeplitz(crop_to(self.weight, self.structure.support, pairs.bounds))
+    return pairs.toeplitz(self.weight, self.structure.support, -torch.inf)
 
 Taps.filter, Taps.log_values = filter, log_values
 
@@ -92,7 +92,7 @@ class Implicit(Stationary):
                  positive: bool = False        # the network gives log κ
                 ):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
-        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive, logarithmic=positive))
+        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive))
         self.register_buffer('omega', fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
         reach = torch.logspace(0, math.log2(max(extent, 1.)), heads, base=2)

@@ -32,7 +32,7 @@ class Clock:
 
 # %% ../../nbs/training/30_callbacks.ipynb #curve
 class Curve(L.Callback):
-    "Training loss (mean over every `every` steps), one entry per evaluation, samples and tokens seen, seconds of training."
+    "Mean training loss of every `every` steps, an entry per evaluation, what was seen, seconds of training."
     def __init__(self, every: int = 10):
         self.every, self.clock, self.pending, self.real = every, Clock(), [], 0
         self.seen = {'samples': 0, 'tokens': 0}
@@ -41,11 +41,12 @@ class Curve(L.Callback):
 
     def state_dict(self):
         self.settle()
-        return dict(seen=dict(self.seen), train=list(self.train), evals=list(self.evals), seconds=self.clock.seconds, total=self.total(),
-                    resumed=self.resumed, pending=[p.item() for p in self.pending])
+        return dict(seen=dict(self.seen), train=list(self.train), evals=list(self.evals), resumed=list(self.resumed),
+                    seconds=self.clock.seconds, total=self.total(), pending=[p.item() for p in self.pending])
     def load_state_dict(self, s):
         self.seen, self.train, self.evals, self.clock.seconds = s['seen'], s['train'], s['evals'], s['seconds']
-        self.pending, self.resumed, self.begun = [torch.tensor(p) for p in s['pending']], list(s['resumed']), self.begun - s['total']
+        self.pending, self.resumed = [torch.tensor(p) for p in s['pending']], list(s['resumed'])
+        self.begun -= s['total']
 
 # %% ../../nbs/training/30_callbacks.ipynb #curve-train
 @patch
@@ -57,8 +58,9 @@ def on_train_start(self: Curve, trainer, task):
 def on_train_batch_end(self: Curve, trainer, task, outputs, batch: dict, batch_idx: int):
     "Count what was seen; keep the loss without waiting for the device"
     x, mask = batch['x'], batch.get('mask')
+    positions = x[..., 0] if x.is_floating_point() else x            # an image has channels, a token has none
     self.seen['samples'] += len(x)
-    self.real = self.real + (mask.sum() if mask is not None else x[..., 0].numel() if x.is_floating_point() else x.numel())
+    self.real = self.real + (positions.numel() if mask is None else mask.sum())
     self.pending.append(outputs['loss'].detach())
     if len(self.pending) == self.every or trainer.global_step == trainer.max_steps:
         self.train.append([trainer.global_step, torch.stack(self.pending).mean().item()]); self.pending = []
@@ -76,7 +78,8 @@ def on_validation_start(self: Curve, trainer, task): self.clock.stop()
 def on_validation_end(self: Curve, trainer, task):
     "One entry of the curve; the clock starts again in `Checkpoints`, after saving"
     self.settle()
-    self.evals.append({'step': trainer.global_step, **self.seen, 'seconds': round(self.clock.seconds, 3), **task.result})
+    seconds = round(self.clock.seconds, 3)
+    self.evals.append({'step': trainer.global_step, **self.seen, 'seconds': seconds, **task.result})
 
 @patch
 def best(self: Curve, metric: str) -> dict:
@@ -115,7 +118,8 @@ def rng_state() -> dict:
 def set_rng_state(state: dict):
     "Restore what `rng_state` saved"
     v, s, g = state['python']
-    random.setstate((v, tuple(s), g)); np.random.set_state((state['numpy'][0], np.array(state['numpy'][1], dtype='uint32'), *state['numpy'][2:]))
+    random.setstate((v, tuple(s), g))
+    name, keys, *rest = state['numpy']; np.random.set_state((name, np.array(keys, dtype='uint32'), *rest))
     torch.set_rng_state(state['torch'].cpu())
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
@@ -128,7 +132,8 @@ class Checkpoints(L.Callback):
                  curve: Curve,      # knows which evaluation was best
                  metric: str,       # the validation metric that selects
                  flag: threading.Event):  # from `interruptible`
-        self.folder, self.recipe, self.curve, self.metric, self.flag, self.rng = Path(folder), recipe, curve, metric, flag, None
+        self.folder, self.recipe, self.curve, self.metric = Path(folder), recipe, curve, metric
+        self.flag, self.rng = flag, None
 
     def on_save_checkpoint(self, trainer, task, checkpoint): checkpoint.update(recipe=self.recipe, rng=rng_state())
     def on_load_checkpoint(self, trainer, task, checkpoint): self.rng = checkpoint['rng']
@@ -145,7 +150,7 @@ class Checkpoints(L.Callback):
 def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_idx):
     "Stop here unless an evaluation is about to follow, which stops after it"
     step = trainer.global_step
-    if step == trainer.max_steps: trainer.should_stop = True                    # evaluate after the last step, whatever the interval
+    if step == trainer.max_steps: trainer.should_stop = True       # evaluate after the last step, whatever the interval
     elif self.flag.is_set() and step % trainer.val_check_interval:
         self.curve.clock.stop(); self.save(trainer, 'last.ckpt')
         raise StopRun
@@ -168,7 +173,8 @@ class Bar(ProgressBar):
 
     def line(self, e: dict) -> str:
         "One evaluation in words"
-        return f"{self.name}  step {e['step']}  loss {e['loss']:.3f}  {self.metric} {e[self.metric]:.4f}  {e['seconds']:.1f} s"
+        metric = f'{self.metric} {e[self.metric]:.4f}'
+        return f"{self.name}  step {e['step']}  loss {e['loss']:.3f}  {metric}  {e['seconds']:.1f} s"
 
     def status(self) -> str:
         e = self.curve.evals[-1] if self.curve.evals else None
@@ -179,10 +185,10 @@ class Bar(ProgressBar):
 def on_train_start(self: Bar, trainer, task):
     self.begun = trainer.global_step, time.perf_counter()
     if self.console.is_terminal and not self.console.is_jupyter:
-        cols = (TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(), TextColumn('{task.fields[rate]} it/s'),
-                TimeRemainingColumn(), TextColumn('{task.fields[status]}'))
+        cols = (TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(),
+                TextColumn('{task.fields[rate]} it/s'), TimeRemainingColumn(), TextColumn('{task.fields[status]}'))
         self.bar = Progress(*cols, console=self.console, refresh_per_second=4)
-        self.row = self.bar.add_task(self.name, total=trainer.max_steps, completed=trainer.global_step, rate='', status='')
+        self.row = self.bar.add_task(self.name, total=trainer.max_steps, completed=self.begun[0], rate='', status='')
         self.bar.start()
 
 @patch
@@ -191,7 +197,8 @@ def on_train_batch_end(self: Bar, trainer, task, outputs, batch, batch_idx):
     if not self.bar or step % self.curve.every: return
     self.loss = self.curve.train[-1][1] if self.curve.train else self.loss
     first, at = self.begun
-    self.bar.update(self.row, completed=step, rate=f'{(step - first) / (time.perf_counter() - at):.1f}', status=self.status())
+    rate = f'{(step - first) / (time.perf_counter() - at):.1f}'
+    self.bar.update(self.row, completed=step, rate=rate, status=self.status())
 
 # %% ../../nbs/training/30_callbacks.ipynb #bar-end
 @patch

@@ -18,9 +18,10 @@ def pick_device(device: str) -> str:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if device == 'auto': return 'cuda' if cuda else 'mps' if mps else 'cpu'
     kind, _, index = device.partition(':')
-    if kind not in ('cpu', 'cuda', 'mps'): raise ValueError(f'device {device!r} is unknown: choose auto, cpu, cuda, cuda:<index> or mps')
+    if kind not in ('cpu', 'cuda', 'mps'):
+        raise ValueError(f'device {device!r} is unknown: choose auto, cpu, cuda, cuda:<index> or mps')
     if kind == 'cuda' and (not cuda or int(index or 0) >= torch.cuda.device_count()) or kind == 'mps' and not mps:
-        why = f'{torch.cuda.device_count()} CUDA devices are visible' if kind == 'cuda' else 'this machine has no MPS device'
+        why = f'{torch.cuda.device_count()} CUDA devices are visible' if kind == 'cuda' else 'there is no MPS device'
         raise ValueError(f'device {device!r}: {why}; choose auto or cpu, or see `itnet doctor`')
     return device
 
@@ -29,21 +30,22 @@ def pick_device(device: str) -> str:
 def cpu_model() -> str:
     "Name of the processor"
     if platform.system() == 'Darwin':
-        return subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True).stdout.strip()
+        done = subprocess.run(['sysctl', '-n', 'machdep.cpu.brand_string'], capture_output=True, text=True)
+        return done.stdout.strip()
     try: m = re.search(r'^model name\s*:\s*(.+)$', Path('/proc/cpuinfo').read_text(), re.M)
     except OSError: m = None
     return m[1].strip() if m else platform.processor() or platform.machine()
 
 def device_info(device: str = 'cpu') -> dict:
     "The device of a run: processor, cores and threads; the GPU's name for `cuda`"
-    info = {'kind': device.split(':')[0], 'cpu': cpu_model(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
-            'system': platform.system()}
+    info = {'kind': device.split(':')[0], 'cpu': cpu_model(), 'cores': os.cpu_count(),
+            'threads': torch.get_num_threads(), 'system': platform.system()}
     if info['kind'] == 'cuda': info['gpu'] = torch.cuda.get_device_name(device)
     return info
 
 # %% ../../nbs/training/05_device.ipynb #memory
 def peak_memory() -> dict:
-    "Peak memory in MB: of the whole process so far (`ru_maxrss` is in kB on Linux, in bytes on macOS), and of CUDA if used."
+    "Peak memory in MB of the process so far (`ru_maxrss`: kB on Linux, bytes on macOS), and of CUDA if used."
     try:
         import resource
         process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
@@ -52,6 +54,9 @@ def peak_memory() -> dict:
     return {'process_mb': process and round(process, 1), 'cuda_mb': cuda and round(cuda, 1)}
 
 # %% ../../nbs/training/05_device.ipynb #settled
+_ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.treespec', 'is not used',
+           'smaller than the logging interval', 'exists and is not empty')   # what Lightning would say
+
 @contextmanager
 def settled(threads: int | None):
     "Threads as asked for, cuDNN's deterministic kernels, Lightning without advice; everything as before afterwards"
@@ -60,8 +65,7 @@ def settled(threads: int | None):
     if threads: torch.set_num_threads(threads)
     log.setLevel(logging.ERROR); cudnn.deterministic, cudnn.benchmark = True, False
     with warnings.catch_warnings():
-        for m in ('.*num_workers', '.*does not have many workers', '.*not resumable', '.*LeafSpec', '.*is not used', '.*smaller than the logging interval', '.*Checkpoint directory', '.*exists and is not empty', '.*isinstance.treespec'):
-            warnings.filterwarnings('ignore', m)
+        for m in _ADVICE: warnings.filterwarnings('ignore', f'.*{m}')
         try: yield
         finally:
             torch.set_num_threads(before); log.setLevel(state[0]); cudnn.deterministic, cudnn.benchmark = state[1:]

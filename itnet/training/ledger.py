@@ -22,7 +22,8 @@ _FREE = ('train.seed', 'train.threads', 'train.device')
 def flatten(config: dict, prefix: str = '') -> dict:
     "Nested dicts as one dict with dotted keys"
     out = {}
-    for k, v in config.items(): out.update(flatten(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix + k: v})
+    for k, v in config.items():
+        out.update(flatten(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix + k: v})
     return out
 
 def config_hash(
@@ -52,7 +53,8 @@ def commit(root: Path | None = None) -> dict | None:
     root = Path(root) if root else Path(itnet.__file__).resolve().parent
     def git(*args): return subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, timeout=10)
     try:
-        if git('ls-files', '--error-unmatch', '__init__.py').returncode or (head := git('rev-parse', 'HEAD')).returncode: return None
+        tracked, head = git('ls-files', '--error-unmatch', '__init__.py'), git('rev-parse', 'HEAD')
+        if tracked.returncode or head.returncode: return None
         return {'hash': head.stdout.strip(), 'dirty': bool(git('status', '--porcelain', '--', '.').stdout.strip())}
     except (OSError, subprocess.TimeoutExpired): return None
 
@@ -97,10 +99,16 @@ class Record:
     schema: int = SCHEMA
 
 # %% ../../nbs/training/20_ledger.ipynb #begin
+def _scrub(v):
+    if isinstance(v, dict): return {k: _scrub(x) for k, x in v.items()}
+    return Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
+
 def begin(name: str, config: dict, seed: int, device: str = 'cpu') -> Record:
-    "A record with everything that is known before a run starts"
-    return Record(name, config, seed, config_hash=config_hash(config), command=command(), commit=commit(), versions=versions(),
-                  device=device_info(device), created=datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    "A record with everything that is known before a run starts; absolute paths in the configuration lose their folders"
+    config = _scrub(config)
+    return Record(name, config, seed, config_hash=config_hash(config), command=command(), commit=commit(),
+                  versions=versions(), device=device_info(device),
+                  created=datetime.now(timezone.utc).isoformat(timespec='seconds'))
 
 def thin(curve: list, n: int = 200) -> list:
     "At most about `n` entries of a list, evenly spaced, the first and the last among them"
@@ -123,10 +131,12 @@ def write(
     path = root/f'{stem}.json'
     if path.exists() and (old := read(path)[0]).config_hash != record.config_hash:
         path = root/f'{stem}-{record.config_hash}.json'; old = read(path)[0] if path.exists() else None
-    if path.exists() and old.status == 'finished' and record.status != 'finished': path = path.with_name(f'{path.stem}-{record.status}.json')
+    if path.exists() and old.status == 'finished' != record.status:
+        path = path.with_name(f'{path.stem}-{record.status}.json')
     root.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}')
-    part.write_text(json.dumps(_number(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + '\n', encoding='utf-8')
+    text = json.dumps(_number(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    part.write_text(text + '\n', encoding='utf-8')
     part.replace(path); record.path = path                            # not a field: a record holds no path
     return path
 
@@ -145,8 +155,10 @@ def read(
     "Run records; raises ValueError naming the pattern when there are none."
     p = Path(pattern)
     if p.is_dir(): paths = [f for f in p.rglob('*.json') if 'config_hash' in f.read_text(encoding='utf-8')]
-    else: paths = [p] if p.is_file() else [f for f in Path(p.anchor or '.').glob(str(p.relative_to(p.anchor))) if f.suffix == '.json']
-    if not paths: raise ValueError(f'no run records at {pattern!s}: give a folder or a pattern such as results/three_domains/*.json')
+    elif p.is_file(): paths = [p]
+    else: paths = [f for f in Path(p.anchor or '.').glob(str(p.relative_to(p.anchor))) if f.suffix == '.json']
+    if not paths:
+        raise ValueError(f'no run records at {pattern!s}: give a folder, or a pattern such as results/demo/*.json')
     return [load(f) for f in sorted(paths)]
 
 # %% ../../nbs/training/20_ledger.ipynb #paired
@@ -184,15 +196,19 @@ def summary(
     "Rows of the table: one per recipe and configuration, in order of first appearance by task."
     groups, names = {}, {}
     for r in records:
-        if r.status == 'finished': groups.setdefault((r.name, r.config_hash), []).append(r); names.setdefault(r.name, set()).add(r.config_hash)
+        if r.status != 'finished': continue
+        groups.setdefault((r.name, r.config_hash), []).append(r)
+        names.setdefault(r.name, set()).add(r.config_hash)
     out = []
     for (name, h), rs in sorted(groups.items(), key=lambda g: g[0][0].split('/')[0]):
         task, _, model = name.partition('/'); m = rs[0].selection['metric']
         mine = [g for (n, _), g in groups.items() if n == f'{task}/{ours}']
-        ps = sorted({r.parameters['total'] for r in rs}); ms = [r.ms_per_step for r in rs if r.ms_per_step]
-        out.append(dict(zip(COLUMNS, (task, model + (f' ({h[:6]})' if len(names[name]) > 1 else ''), m,
-            _pm([r.test[m] for r in rs], 4), _pm([r.validation[m] for r in rs], 4), str(len(rs)), ' … '.join(f'{p:,}' for p in ps),
-            _pm(ms, 1), _claim(mine[0], rs) if len(mine) == 1 and model != ours else ''))))
+        ps, ms = sorted({r.parameters['total'] for r in rs}), [r.ms_per_step for r in rs if r.ms_per_step]
+        claim = _claim(mine[0], rs) if len(mine) == 1 and model != ours else ''
+        label = model + (f' ({h[:6]})' if len(names[name]) > 1 else '')
+        out.append(dict(zip(COLUMNS, (task, label, f"{m} {'↑' if rs[0].selection['larger_is_better'] else '↓'}",
+            _pm([r.test[m] for r in rs], 4), _pm([r.validation[m] for r in rs], 4), str(len(rs)),
+            ' … '.join(f'{p:,}' for p in ps), _pm(ms, 1), claim))))
     return out
 
 # %% ../../nbs/training/20_ledger.ipynb #table
@@ -207,7 +223,8 @@ def table(
     cols = [c for c in COLUMNS if any(r[c] for r in rows)]
     if format == 'markdown':
         line = lambda cells: '| ' + ' | '.join(cells) + ' |'
-        return '\n'.join([line(cols), line(['---'] * 2 + ['---:'] * (len(cols) - 2)), *(line([r[c] for c in cols]) for r in rows)])
+        rule = ['---:' if c in ('test', 'validation', 'seeds', 'parameters', 'ms/step') else '---' for c in cols]
+        return '\n'.join([line(cols), line(rule), *(line([r[c] for c in cols]) for r in rows)])
     if format != 'rich': raise ValueError(f"format {format!r} is unknown: choose 'markdown' or 'rich'")
     from rich.table import Table
     t = Table(*cols)

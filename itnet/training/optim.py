@@ -24,14 +24,20 @@ class Optim:
     final: float = 0.1                          # learning rate at the last step, as a fraction of the peak
     def __post_init__(self):
         for k in ('lr', 'kappa_lr'):
-            if not 0 < getattr(self, k) < math.inf: raise ValueError(f'optim.{k}={getattr(self, k)}: choose a number above 0')
+            v = getattr(self, k)
+            if not 0 < v < math.inf: raise ValueError(f'optim.{k}={v}: choose a number above 0')
         for k in ('weight_decay', 'warmup', 'clip'):
-            if not 0 <= getattr(self, k) < math.inf: raise ValueError(f'optim.{k}={getattr(self, k)}: choose 0 or more')
+            v = getattr(self, k)
+            if not 0 <= v < math.inf: raise ValueError(f'optim.{k}={v}: choose 0 or more')
         if not 0 <= self.final <= 1: raise ValueError(f'optim.final={self.final}: choose a fraction between 0 and 1')
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f'optim.betas={self.betas}: choose two numbers in [0, 1)')
 
 # %% ../../nbs/training/00_optim.ipynb #owned
+def _is_plain(m):
+    "Is it an embedding, or a norm by itself (not a block that contains one)?"
+    return isinstance(m, nn.Embedding) or 'norm' in type(m).__name__.lower() and not list(m.children())
+
 def _owned(model, keep):
     "Ids of the parameters of every module for which `keep(module)` holds, submodules included"
     return {id(p) for m in model.modules() if keep(m) for p in m.parameters()}
@@ -43,7 +49,7 @@ def parameter_groups(
 ) -> list[dict]:        # AdamW groups named "kappa", "plain", "decay"; groups without a parameter are left out
     "Split trainable parameters into kernels (own rate, no decay), vectors and embeddings (no decay), matrices (decay)."
     kappa = _owned(model, lambda m: getattr(m, 'is_kappa', False))
-    plain = _owned(model, lambda m: isinstance(m, nn.Embedding) or 'norm' in type(m).__name__.lower() and not list(m.children()))
+    plain = _owned(model, _is_plain)
     groups = {'kappa': [], 'plain': [], 'decay': []}
     for p in model.parameters():
         if p.requires_grad:

@@ -25,7 +25,7 @@ def token_loss(
     logits: Tensor,     # (B, C) or (B, N, C)
     target: Tensor      # (B,) or (B, N), long; -100 is ignored
 ) -> tuple[Tensor, Tensor]:  # mean negative log-likelihood in nats over counted targets; how many were counted
-    "Cross-entropy over all targets that count, and their number; raises ValueError when the shapes do not belong together."
+    "Cross-entropy over the targets that count, and their number; raises ValueError when shapes do not fit."
     if logits.shape[:-1] != target.shape:
         raise ValueError(f'logits {tuple(logits.shape)} do not fit target {tuple(target.shape)}: '
                          f'expected target {tuple(logits.shape[:-1])}')
@@ -34,7 +34,7 @@ def token_loss(
 
 # %% ../../nbs/training/10_tasks.ipynb #task
 class Task(L.LightningModule):
-    "A model trained on one kind of data; metrics are `<split>/loss` and `<split>/<spec.metric>` for validation and test."
+    "A model in training; metrics are `<split>/loss` and `<split>/<spec.metric>` for validation and test."
     def __init__(self,
                  model: nn.Module,          # `model(x, mask=None) -> logits`
                  spec,                      # the data set's `Spec`: head, classes, metric
@@ -44,14 +44,16 @@ class Task(L.LightningModule):
         if spec.metric not in LARGER_IS_BETTER:
             raise ValueError(f'metric {spec.metric!r} is unknown: choose one of {", ".join(LARGER_IS_BETTER)}')
         self.model, self.spec, self.optim, self.steps = model, spec, optim, steps
-        self.nll = MeanMetric()
-        self.accuracy = MulticlassAccuracy(spec.classes, average='micro', validate_args=False) if spec.metric == 'accuracy' else None
+        self.nll, self.accuracy = MeanMetric(), None
+        if spec.metric == 'accuracy':
+            self.accuracy = MulticlassAccuracy(spec.classes, average='micro', validate_args=False)
 
     def forward(self, batch: dict) -> Tensor:
         return self.model(batch['x'], batch['mask']) if batch.get('mask') is not None else self.model(batch['x'])
 
     def configure_optimizers(self):
-        return configure(self.model, self.optim, self.steps, fused=self._trainer is None or '16' not in str(self.trainer.precision))
+        scaled = self._trainer is not None and str(self.trainer.precision).startswith('16')
+        return configure(self.model, self.optim, self.steps, fused=not scaled)
 
 # %% ../../nbs/training/10_tasks.ipynb #train-step
 @patch
@@ -72,9 +74,11 @@ def on_train_batch_end(self: Task, outputs, batch: dict, batch_idx: int):
     if step % t.log_every_n_steps and step != 1: return
     loss = outputs['loss'].item()
     if not math.isfinite(loss):
-        raise FloatingPointError(f'the training loss is {loss} at step {step}: lower optim.lr, lengthen optim.warmup or clip harder')
-    lrs = {f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}
-    for logger in t.loggers: logger.log_metrics({'train/loss': loss, 'train/grad_norm': float(self.grad_norm), **lrs}, step=step)
+        raise FloatingPointError(f'the training loss is {loss} at step {step}: '
+                                 'lower optim.lr, lengthen optim.warmup or clip harder')
+    values = {'train/loss': loss, 'train/grad_norm': float(self.grad_norm),
+              **{f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}}
+    for logger in t.loggers: logger.log_metrics(values, step=step)
 
 # %% ../../nbs/training/10_tasks.ipynb #eval-step
 @patch
