@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parent.parent
 NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(p for p in NBS.rglob("*.ipynb") if not any(part[0] in "._" for part in p.relative_to(NBS).parts))
-HERE = re.compile(r"/(?:home|Users|root|work)/\w|/tmp/tmp\w|[A-Z]:\\\\Users\b")    # folders of one machine
+# folders of one machine; `/home/me` is an example
+HERE = re.compile(r"/(?:home|Users)/(?!(?:me|you|user)\b)\w|/(?:root|work)/\w|/tmp/tmp\w|[A-Z]:\\\\Users\b")
 
 
 def settings() -> dict[str, str]:

@@ -21,7 +21,8 @@ import readme
 from readme import joined, page_name
 
 KATEX_CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/katex@[\d.]+/dist")
-MERMAID_CDN = re.compile(r"<script type=\"module\">\s*import mermaid from '[^']+';(mermaid\.initialize\(.*?\);)\s*</script>", re.S)
+MERMAID_CDN = re.compile(
+    r"<script type=\"module\">\s*import mermaid from '[^']+';(mermaid\.initialize\(.*?\);)\s*</script>", re.S)
 WEB_FONT = re.compile(r"@import\s*url\([\"']?https?:[^)]*\)[^;]*;")
 EXPORT = re.compile(r"^#\|\s*export[ \t]*$", re.M)
 EXPORTED = re.compile(r"^#\|\s*export(s|i)?\b", re.M)
@@ -130,7 +131,8 @@ def stage(cfg, processed: Path, target: Path) -> Path:
         dest.parent.mkdir(parents=True, exist_ok=True)
         if file.suffix == ".ipynb": dest.write_text(stage_notebook(file, posixpath.dirname(name), cfg), encoding="utf-8")
         elif file.name in ("_quarto.yml", "sidebar.yml"):
-            dest.write_text(re.sub(r"[\w./-]+\.ipynb", lambda m: renamed(m[0]), file.read_text(encoding="utf-8")), encoding="utf-8")
+            text = re.sub(r"[\w./-]+\.ipynb", lambda m: renamed(m[0]), file.read_text(encoding="utf-8"))
+            dest.write_text(text, encoding="utf-8")
         else: shutil.copy2(file, dest)
     return target
 

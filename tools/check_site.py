@@ -17,7 +17,8 @@ IMPORTED = re.compile(r"""\b(?:import|from)\s*\(?\s*["']((?:https?:)?//[^"']+)""
 CSS_URL = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")
 LEFTOVER = {
     "reference left as text": re.compile(r"(?<![\w.])@(?:fig|tbl|eq|sec)-[\w-]+"),
-    "maths left as text": re.compile(r"\$\$.{0,40}|\\(?:begin|end|frac|int|sum|prod|partial|math[a-z]+|left|right)(?![a-z]).{0,40}"),
+    "maths left as text": re.compile(
+        r"\$\$.{0,40}|\\(?:begin|end|frac|int|sum|prod|partial|math[a-z]+|left|right)(?![a-z]).{0,40}"),
     "callout left as text": re.compile(r":::.{0,40}"),
 }
 

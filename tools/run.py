@@ -35,7 +35,8 @@ def hide_paths(nb, root: Path) -> None:
     "Drop this machine's folders from text outputs, so that saved warnings read the same everywhere."
     def clean(value):
         if isinstance(value, list): return [clean(v) for v in value]
-        return value.replace(f"{root}/", "").replace(str(root), ".").replace(str(Path.home()), "~") if isinstance(value, str) else value
+        if not isinstance(value, str): return value
+        return value.replace(f"{root}/", "").replace(str(root), ".").replace(str(Path.home()), "~")
 
     for cell in nb.cells:
         for out in cell.get("outputs", []):

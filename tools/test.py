@@ -54,7 +54,8 @@ def differences(have: dict[str, str], want: dict[str, str], folder: str) -> list
         if old is None: found.append(f"{folder}/{name} is missing")
         elif new is None: found.append(f"{folder}/{name} comes from no notebook")
         else:
-            diff = list(difflib.unified_diff(old.splitlines(), new.splitlines(), f"{folder}/{name}", "from notebooks", n=0, lineterm=""))
+            lines = old.splitlines(), new.splitlines()
+            diff = list(difflib.unified_diff(*lines, f"{folder}/{name}", "from notebooks", n=0, lineterm=""))
             found.append("\n".join(diff[:14] + ["..."] * (len(diff) > 14)))
     return found
 
@@ -78,7 +79,7 @@ def drift(_: argparse.Namespace) -> Result:
         found = [d for folder, pattern in (("itnet", "*.py"), ("nbs", "*.ipynb"))
                  for d in differences(texts(ROOT / folder, pattern), texts(Path(scratch) / folder, pattern), folder)]
     for diff in found: print(diff)
-    if found: print("Notebooks and itnet/ have drifted apart: run nbdev_export and nbdev_clean, or move edits of itnet/ into the notebooks.")
+    if found: print("Drift: run nbdev_export and nbdev_clean, or move what was edited in itnet/ into the notebooks.")
     return Result(failed=bool(found), note=f"{len(found)} files drifted" if found else "itnet/ and nbs/ agree")
 
 
