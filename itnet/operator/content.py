@@ -82,7 +82,7 @@ class Separable(Content):
                  rank: int = 8,                # R, terms per head
                  positive: bool = True,        # softplus features
                  **projection):
-        super().__init__(dim, heads, rank, Structure(rank=rank, positive=positive), **projection)
+        super().__init__(dim, heads, rank, Structure(rank=rank, position_free=True, positive=positive), **projection)
 
     def features(self, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
         "φ and ψ, each (B, H, N, R)."

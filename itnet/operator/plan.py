@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from .measure import Measure
-from .pairs import Pairs, box_shape, full_box, intersect
+from .pairs import Pairs, box_shape, check_axes, full_box, intersect
 from .fft import fast_size
 from .kernel import Kernel, Normalised, is_finite
 from .rules import RULES
@@ -41,7 +41,8 @@ def count(kernel: Kernel,
         else:
             near = Pairs.near(measure, s.support)
             ops['direct'] = math.prod(near.tiles) * math.prod(near.tile) * math.prod(near.slab) * 2 * (features + channels)
-    if inner.rank is not None:
+    if inner.rank is not None and inner.position_free: ops['fft'] = 4 * measure.n * inner.rank * (channels + s.normalised)
+    elif inner.rank is not None:
         lags = intersect(full_box(measure.shape), s.support)
         size = math.prod(fast_size(max(n + hi, n - lo)) for n, (lo, hi) in zip(measure.shape, lags))
         ops['fft'] = 2 * 2.5 * size * math.log2(size) * inner.rank * (channels + s.normalised)
@@ -63,7 +64,8 @@ def choose(kernel: Kernel, measure: Measure, channels: int) -> str:
 # %% ../../nbs/operator/70_plan.ipynb #explain
 def explain(kernel: Kernel, measure: Measure, channels: int) -> str:
     "The kernel's structure and all options as text, cheapest first."
-    lines = [repr(kernel.structure), f'{"rule":8}{"valid":40}{"GFLOP":>10}{"ms":>10}']
+    s = kernel.structure if not isinstance(kernel, Normalised) else kernel.kernel.structure
+    lines = [('normalised ' if s is not kernel.structure else '') + repr(s), f'{"rule":8}{"valid":40}{"GFLOP":>10}{"ms":>10}']
     for o in options(kernel, measure, channels):
         lines.append(f'{o.rule:8}' + (f'{"yes":40}{o.flops / 1e9:10.4f}{o.seconds * 1e3:10.3f}' if o.missing is None else f'no: needs {o.missing}'))
     return '\n'.join(lines)
@@ -77,9 +79,15 @@ def apply(kernel: Kernel,
          ) -> Tensor:                   # (B, H, N, d)
     "Σ_j K(i, j) w_j v_j by the given rule. ValueError for shapes that do not fit or an unknown rule."
     if rule != 'auto' and rule not in RULES: raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
+    check_axes(kernel.structure.support, measure)
     if v.ndim != 4 or v.shape[2] != measure.n or kernel.heads not in (1, v.shape[1]):
         raise ValueError(f'values of shape {tuple(v.shape)} do not fit: expected (B, {kernel.heads}, {measure.n}, d) '
                          f'for {kernel.heads} heads on a grid of shape {measure.shape}')
     if measure.weight is not None and measure.weight.shape[0] not in (1, v.shape[0]):
         raise ValueError(f'weights of shape {tuple(measure.weight.shape)} do not fit values of shape {tuple(v.shape)}')
+    if u is not None and (u.shape[0] != v.shape[0] or tuple(u.shape[1:-1]) != measure.shape):
+        raise ValueError(f'u of shape {tuple(u.shape)} does not fit values of shape {tuple(v.shape)} on a grid of shape {measure.shape}')
+    own = next((p.dtype for p in kernel.parameters()), v.dtype)
+    if own != v.dtype and not torch.is_autocast_enabled(v.device.type):
+        raise ValueError(f'values of dtype {v.dtype} do not fit a kernel of dtype {own}: convert one of them')
     return RULES[choose(kernel, measure, v.shape[-1]) if rule == 'auto' else rule](kernel, measure, u, v)

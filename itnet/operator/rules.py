@@ -11,7 +11,7 @@ from torch import Tensor
 from .measure import Measure
 from .pairs import Pairs, box_shape, full_box, intersect, reached
 from .fft import convolve, direct_conv
-from .kernel import Kernel, Normalised, is_finite, row_integral, safe
+from .kernel import Kernel, Normalised, is_finite, row_integral
 
 # %% ../../nbs/operator/60_rules.ipynb #on-pairs
 def _on_pairs(kernel: Kernel, pairs: Pairs, u: Tensor | None, v: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def _on_pairs(kernel: Kernel, pairs: Pairs, u: Tensor | None, v: Tensor) -> Tens
     w = pairs.column_weight(v.dtype, v.device)
     x = pairs.columns(v) if w is None else pairs.columns(v) * w
     if isinstance(kernel, Normalised):
-        K = kernel.scaled(pairs, u, w)
+        K, w, _ = kernel.scaled(pairs, u)
         return pairs.to_grid(K @ x / row_integral(K, w))
     return pairs.to_grid(kernel.values(pairs, u) @ x)
 
@@ -64,9 +64,9 @@ def fft(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Tensor
         y = convolve(x.unflatten(-1, measure.shape), f.kappa.unsqueeze(2), tuple(-lo for lo, _ in f.box)).flatten(4)
     y = (y if f.phi is None else y * f.phi.mT.unsqueeze(3)).sum(2).mT
     if not normalised: return y
-    seen = reached(measure, f.box)
-    z = y[..., -1:] if seen is None else torch.where(seen[:, None, :, None], y[..., -1:], 0.)
-    return y[..., :-1] / safe(z) * (z > 0)
+    y, z, seen = y[..., :-1], y[..., -1:], reached(measure, f.box)
+    y = y / z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny))
+    return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 # %% ../../nbs/operator/60_rules.ipynb #rules-table
 RULES = dict(dense=dense, direct=direct, fft=fft)

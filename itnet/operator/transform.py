@@ -8,11 +8,13 @@ __all__ = ['IntegralTransform', 'check_input']
 # %% ../../nbs/operator/80_transform.ipynb #imports
 import torch
 import torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor
 from .measure import Measure
 from .kernel import Kernel
 from .content import Projection, merge_heads, split_heads
-from .plan import apply, explain
+from .plan import apply
+from . import plan
 from .rules import RULES
 
 # %% ../../nbs/operator/80_transform.ipynb #transform
@@ -58,9 +60,8 @@ def check_input(u: Tensor,
         raise ValueError(f'u has dtype {u.dtype}, the weights {weight.dtype}: convert one of them')
 
 # %% ../../nbs/operator/80_transform.ipynb #explain
-def _explain(self: IntegralTransform, n: int | tuple[int, ...]) -> str:
+@patch
+def explain(self: IntegralTransform, n: int | tuple[int, ...]) -> str:
     "Structure of the kernel and the options on a grid of n points, cheapest first."
     shape = n if isinstance(n, tuple) else (n,)
-    return explain(self.kernel, Measure.grid(shape), self.dim // self.heads)
-
-IntegralTransform.explain = _explain
+    return plan.explain(self.kernel, Measure.grid(shape), self.dim // self.heads)
