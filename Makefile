@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Passed on to the command of a target, and to pip. On Linux a plain torch brings CUDA; a smaller one for CPUs only:
-#   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Passed on to the command of a target, and to pip. On Linux a plain torch brings CUDA; an index of CPU builds avoids that:
+#   make demo PIP_FLAGS="--extra-index-url URL_OF_A_CPU_INDEX"
 ARGS ?=
 PIP_FLAGS ?=
 

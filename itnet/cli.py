@@ -82,7 +82,10 @@ def _call(prog: str, function, argv: list[str]) -> int:
     p.add_function_arguments(function, fail_untyped=False)
     describe(p, comments(function))
     out = function(**parse(p, argv).as_dict())
-    if out is not None and hasattr(out, '__rich_console__') or isinstance(out, str): _show(out)
+    if isinstance(out, str) and sys.stdout.isatty():                # Markdown, laid out for a person
+        from rich.markdown import Markdown
+        out = Markdown(out)
+    if out is not None: _show(out)
     return 0
 
 def demo(argv: list[str]) -> int:
@@ -94,7 +97,7 @@ def bench(argv: list[str]) -> int:
     "itnet bench block: speed and memory of ITNet and the Transformer"
     if not argv or argv[0] in ('-h', '--help'): print('usage: itnet bench block [options]'); return 0 if argv else 2
     if argv[0] != 'block': raise unknown('benchmark', argv[0], ['block'])
-    from itnet.nets.bench import bench_block
+    from itnet.experiments.block_speed import bench_block
     return _call('itnet bench block', bench_block, argv[1:])
 
 # %% ../nbs/cli.ipynb #rest

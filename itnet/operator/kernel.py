@@ -242,8 +242,8 @@ class Normalised(Kernel):
 
 # %% ../../nbs/operator/30_kernel.ipynb #normalise-helpers
 def safe(z: Tensor) -> Tensor:
-    "A normaliser that cannot divide by zero: where nothing was integrated, 0 / 1 = 0."
-    return torch.where(z > 0, z, torch.ones_like(z))
+    "A normaliser that cannot divide by zero, nor by so little that a gradient overflows: 0 / 1 = 0."
+    return torch.where(z > torch.finfo(z.dtype).tiny ** .75, z, torch.ones_like(z))
 
 def row_integral(K: Tensor, weight: Tensor | None) -> Tensor:
     "Z_i = Σ_j w_j K(i, j), (B|1, H, T|1, C, 1), safe to divide by."

@@ -96,10 +96,12 @@ class Implicit(Stationary):
         self.register_buffer('omega', fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
         reach = torch.logspace(0, math.log2(max(extent, 1.)), heads, base=2)
-        self.log_decay = nn.Parameter(-reach.log())
+        self.decay = nn.Parameter(reach.reciprocal().expm1().log())           # a = softplus(decay) = 1 / reach
         if positive: nn.init.zeros_(self.net[-1].bias)
 
 # %% ../../nbs/operator/40_stationary.ipynb #implicit-filter
+_CAP = 10.
+
 @patch
 def _profile(self: Implicit, box: Box, spacing: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     "Network output and window exponent at the lags of `box`, each (H, *L)."
@@ -109,8 +111,8 @@ def _profile(self: Implicit, box: Box, spacing: tuple[float, ...]) -> tuple[Tens
         raise ValueError(f'an Implicit kernel of {self.omega.shape[1]} axes cannot be used on a grid of {lag.shape[-1]}')
     angle = lag @ self.omega.mT
     f = self.net(torch.cat([angle.sin(), angle.cos()], -1)).movedim(-1, 0)
-    decay = self.log_decay.exp().view(-1, *[1] * len(box))
-    return f, -decay * lag.norm(dim=-1)
+    if self.structure.positive: f = _CAP * (f / _CAP).tanh()
+    return f, -F.softplus(self.decay).view(-1, *[1] * len(box)) * lag.norm(dim=-1)
 
 @patch
 def filter(self: Implicit, box: Box, spacing: tuple[float, ...]) -> Tensor:
