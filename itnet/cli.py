@@ -148,16 +148,16 @@ def main(
         return code
     try: return _run(argv)
     except Usage as e: return fail(e, 2)
-    except KeyboardInterrupt as e: return _interrupted(e)
+    except KeyboardInterrupt as e: return _interrupted(e, argv)
     except BrokenPipeError: sys.stdout = None; return 0             # `itnet results | head`
     except (ValueError, OSError, FloatingPointError) as e: return fail(e, 1)
     except SystemExit as e: return e.code or 0
     finally: sys.argv = old
 
-def _interrupted(e) -> int:
+def _interrupted(e, argv: list[str]) -> int:
     "What is left after Ctrl-C, and how to go on"
     record, checkpoint = getattr(e, 'record', None), getattr(e, 'checkpoint', None)
     print(f'itnet: {e}' if str(e) else 'itnet: interrupted', file=sys.stderr)
     if record and record.status == 'interrupted' and checkpoint and checkpoint.is_file():
-        print(f'itnet: go on with the same command and --resume {checkpoint}', file=sys.stderr)
+        print(f"itnet: go on with the same command and --resume {'true' if argv[:1] == ['demo'] else checkpoint}", file=sys.stderr)
     return 130

@@ -15,7 +15,7 @@ from ..data.images import Digits
 from ..data.lra import ListOps
 from ..data.text import SourceText
 from ..nets.presets import ITNetConfig, LSTMConfig, ResNetConfig, TransformerConfig
-from ..training.ledger import Record, read, table
+from ..training.ledger import Record, config_hash, load, read, table
 from ..training.recipe import Optim, Recipe, Train, build, fit, get, load_model, register
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #shared
@@ -36,18 +36,29 @@ RECIPES = [register(r) for r in (
     Recipe('listops/lstm', model=LSTMConfig(dim=102, depth=2), optim=_optim(6e-3), **LISTOPS))]
 PAIRS = [('digits', 'resnet'), ('text', 'transformer'), ('listops', 'lstm')]
 
+# %% ../../nbs/experiments/00_three_domains.ipynb #run
+def _run(recipe: Recipe, out: str, results: str, resume: bool, quiet: bool) -> Record:
+    "One run of the demo, or what is already there of it."
+    stem = f'{recipe.name.replace("/", "-")}-s{recipe.train.seed}'
+    done, checkpoint = Path(results) / f'{stem}.json', Path(out) / stem / 'last.ckpt'
+    if resume and done.is_file():
+        record = load(done)
+        if record.status == 'finished' and record.config_hash == config_hash(recipe.to_dict()): return record
+    return fit(recipe, out=out, results=results, quiet=quiet, resume=checkpoint if resume and checkpoint.is_file() else None)
+
 # %% ../../nbs/experiments/00_three_domains.ipynb #demo
 def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 1, …
          scale: float = 1.0,                   # steps times this
          out: str = 'runs/demo',               # folder for checkpoints, logs and figures
          results: str = 'results/demo',        # folder for the records
+         resume: bool = False,                 # keep finished runs, go on with an interrupted one
          quiet: bool = False                   # no progress
         ) -> str:                              # the table, as Markdown
     "Train ITNet and the specialist on three domains; table, learning curves and learned kernels. ValueError for seeds < 1 or scale ≤ 0."
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
     if scale <= 0: raise ValueError(f'scale={scale}: the number of steps must stay positive')
     runs = [r.scaled(scale).seeded(s) for s in range(seeds) for r in RECIPES]
-    records = [fit(r, out=out, results=results, quiet=quiet) for r in runs]
+    records = [_run(r, out, results, resume, quiet) for r in runs]
     folder = Path(out)
     plot_curves(records).savefig(folder / 'learning_curves.png', dpi=150)
     for r in (r for r in runs if r.name.endswith('/itnet') and r.train.seed == 0):

@@ -23,10 +23,10 @@ class Option:
     rule: str
     missing: str | None          # the property that the kernel lacks; None if the rule is valid
     flops: float = math.inf      # floating-point operations of a forward pass, one batch element
-    seconds: float = math.inf    # the same by the table of rates
+    seconds: float = math.inf    # a training step of it, by the table of rates
 
 # %% ../../nbs/operator/70_plan.ipynb #rates
-RATES = dict(dense=40e9, direct=15e9, fft=6e9)     # operations per second
+RATES = dict(dense=9e9, direct=5e9, fft=4e9)       # operations of a forward pass per second of a training step
 
 def count(kernel: Kernel,
           measure: Measure,
