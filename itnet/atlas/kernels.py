@@ -17,10 +17,15 @@ from ..nets.block import ITBlock
 
 # %% ../../nbs/atlas/00_kernels.ipynb #stationary-part
 def stationary_part(kernel: Kernel) -> Kernel | None:
-    "The largest factor of a kernel that depends on the lag alone; None if there is none."
+    "The product of all factors of a kernel that depend on the lag alone; None if there are none."
     if kernel.structure.stationary: return kernel
-    if isinstance(kernel, (Normalised, Restricted)): return stationary_part(kernel.kernel)
-    if isinstance(kernel, Product): return stationary_part(kernel.a) or stationary_part(kernel.b)
+    if isinstance(kernel, Normalised): return stationary_part(kernel.kernel)
+    if isinstance(kernel, Restricted):
+        part = stationary_part(kernel.kernel)
+        return part and Restricted(part, kernel.structure.support)
+    if isinstance(kernel, Product):
+        parts = [p for p in map(stationary_part, (kernel.a, kernel.b)) if p]
+        return parts[0] * parts[1] if len(parts) == 2 else parts[0] if parts else None
     return None
 
 def blocks(model: nn.Module) -> list[ITBlock]:

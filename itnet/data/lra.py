@@ -73,7 +73,7 @@ def evaluate(text: str # an expression; round brackets, as in the published file
     functions = {"[MIN": np.min, "[MAX": np.max, "[MED": lambda v: int(np.median(v)), "[SM": lambda v: np.sum(v) % 10}
     def node(i: int) -> tuple[int, int]:
         if i >= len(tokens): raise ValueError(f"the expression ends before it is closed: {text!r}")
-        if tokens[i] in "0123456789": return int(tokens[i]), i + 1
+        if tokens[i] in set("0123456789"): return int(tokens[i]), i + 1
         if tokens[i] not in functions: raise ValueError(f"{tokens[i]!r} cannot stand at token {i} of {text!r}")
         op, args, i = functions[tokens[i]], [], i + 1
         while i < len(tokens) and tokens[i] != "]":

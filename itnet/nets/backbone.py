@@ -6,7 +6,6 @@
 __all__ = ['ITNet', 'scale_residuals']
 
 # %% ../../nbs/nets/10_backbone.ipynb #imports
-import torch
 import torch.nn as nn
 from torch import Tensor
 from ..operator.measure import Measure

@@ -21,7 +21,7 @@ from ..operator.transform import check_input
 # %% ../../nbs/nets/00_block.ipynb #far
 def far_kernel(dim: int, heads: int,
                rank: int,                    # R, content features per head
-               extent: float,                # range of the slowest head's κ at the start, in units of spacing
+               extent: float,                # range of the slowest head's κ at the start
                dims: int = 1, causal: bool = False, short: int = 0
               ) -> Kernel:
     "Positive, normalised separable × stationary kernel over the whole measure."
@@ -64,6 +64,7 @@ class ITBlock(nn.Module):
                 ):
         super().__init__()
         if dim % heads: raise ValueError(f'{dim} channels cannot be split into {heads} heads')
+        if rule not in ('auto', 'dense', 'fft'): raise ValueError(f'rule {rule!r} cannot integrate a far field: choose auto, dense or fft')
         self.heads, self.rule = heads, rule
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.far = far_kernel(dim, heads, rank, extent, dims, causal, short)

@@ -20,7 +20,7 @@ class ITNetConfig:
     depth: int = 4             # blocks
     heads: int = 4
     rank: int = 8              # features per head of the far kernel
-    extent: float = 256.       # initial range of the far kernel, in units of spacing
+    extent: float = 256.       # initial range of the far kernel
     window: int = 8            # range of the near kernel; 0: none
     short: int = 4             # taps of the short convolution; 0: none
     hidden: int = 256          # of the pointwise network
@@ -88,7 +88,9 @@ def match(config, spec,
     "The configuration whose model is closest to `target` parameters. ValueError if none comes within 5 %."
     size = lambda v: parameters(build_model(replace(config, **{field: v}), spec))
     lo, hi = 1, 2
-    while size(hi * step) < target: lo, hi = hi, 2 * hi
+    while (n := size(hi * step)) < target:
+        if size(2 * hi * step) == n: raise ValueError(f'{field!r} does not change the number of parameters: choose another field')
+        lo, hi = hi, 2 * hi
     while hi - lo > 1:
         mid = (lo + hi) // 2
         if size(mid * step) < target: lo = mid

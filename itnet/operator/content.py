@@ -7,7 +7,6 @@ __all__ = ['Projection', 'split_heads', 'merge_heads', 'Content', 'Separable', '
 
 # %% ../../nbs/operator/50_content.ipynb #imports
 import math
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor

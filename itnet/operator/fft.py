@@ -6,7 +6,6 @@
 __all__ = ['fast_size', 'convolve', 'fft_conv', 'direct_conv']
 
 # %% ../../nbs/operator/20_fft.ipynb #imports
-import math
 from functools import lru_cache
 import torch
 import torch.nn.functional as F

@@ -72,9 +72,16 @@ class Kernel(nn.Module):
         if not pairs.whole: raise NotImplementedError(f'{type(self).__name__} defines only matrix: use the dense rule')
         return self.matrix(pairs.measure, u).unsqueeze(2)
 
+    @property
+    def only_matrix(self) -> bool:
+        "Whether it, or a kernel it is composed of, is defined by `matrix` alone, so that only `dense` can integrate it."
+        parts = [k for k in self.children() if isinstance(k, Kernel)]
+        return type(self).values is Kernel.values or any(k.only_matrix for k in parts)
+
     def log_values(self, pairs: Pairs, u: Tensor | None) -> Tensor:
         "log K, for kernels whose structure is positive; -∞ outside the support."
-        return self.values(pairs, u).log()
+        K = self.values(pairs, u)
+        return torch.where(K > 0, K, 1.).log().masked_fill(K <= 0, -torch.inf)       # the gradient of log 0 would be NaN
 
     def factors(self, measure: Measure, u: Tensor | None, box: Box) -> Factors:
         "The separable × stationary form; `box` are the lags wanted of κ."
@@ -133,12 +140,13 @@ class Sum(Kernel):
     def __init__(self, a: Kernel, b: Kernel):
         s, t = a.structure, b.structure
         both = lambda x, y: None if x is None or y is None else x + y
+        everywhere = s.support is None and t.support is None
         support = None if s.support is None or t.support is None else tuple(
             (min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(s.support, t.support))
         super().__init__(_heads(a, b), Structure(
             stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
             rank=both(s.rank, t.rank), support=support, positive=s.positive and t.positive and support in (s.support, t.support),
-            logarithmic=s.positive and t.positive and s.support is None and t.support is None and (s.logarithmic or t.logarithmic), state=both(s.state, t.state)))
+            logarithmic=everywhere and s.positive and t.positive and (s.logarithmic or t.logarithmic), state=both(s.state, t.state)))
         self.a, self.b = a, b
 
     def values(self, pairs, u): return self.a.values(pairs, u) + self.b.values(pairs, u)
@@ -238,7 +246,7 @@ class Normalised(Kernel):
             return K / row_integral(K, w)
         K, w, top = self.scaled(Pairs.all(pairs.measure), u)             # Z runs over more columns than are asked for
         to_rows = lambda x: None if x is None else pairs.rows(x.squeeze(2))
-        return self.scaled(pairs, u, to_rows(top))[0] / to_rows(row_integral(K, w))
+        return self.scaled(pairs, u, to_rows(top))[0] / safe(to_rows(row_integral(K, w)))    # rows of a last, partial tile are 0
 
 # %% ../../nbs/operator/30_kernel.ipynb #normalise-helpers
 def safe(z: Tensor) -> Tensor:

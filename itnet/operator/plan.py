@@ -36,8 +36,8 @@ def count(kernel: Kernel,
     s, inner = kernel.structure, kernel.kernel.structure if isinstance(kernel, Normalised) else kernel.structure
     features = 1 if s.stationary else (inner.rank or channels)
     ops = dict(dense=measure.n**2 * 2 * (features + channels))
-    if is_finite(s.support):
-        if s.stationary: ops['direct'] = measure.n * 2 * math.prod(box_shape(s.support)) * channels
+    if is_finite(s.support) and not kernel.only_matrix:
+        if s.stationary: ops['direct'] = measure.n * 2 * math.prod(box_shape(intersect(s.support, full_box(measure.shape)))) * channels
         else:
             near = Pairs.near(measure, s.support)
             ops['direct'] = math.prod(near.tiles) * math.prod(near.tile) * math.prod(near.slab) * 2 * (features + channels)
@@ -49,7 +49,7 @@ def count(kernel: Kernel,
     return {rule: kernel.heads * n for rule, n in ops.items()}
 
 # %% ../../nbs/operator/70_plan.ipynb #options
-_NEEDS = dict(direct='a finite support', fft='the form separable × stationary')
+_NEEDS = dict(direct='a finite support and values on pairs', fft='the form separable × stationary')
 
 def options(kernel: Kernel, measure: Measure, channels: int) -> list[Option]:
     "Every rule, cheapest first, those that are not valid last."

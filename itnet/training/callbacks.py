@@ -161,7 +161,7 @@ def on_validation_end(self: Checkpoints, trainer, task):
     self.save(trainer, 'last.ckpt')
     if self.curve.best(self.metric) is self.curve.evals[-1]: self.save(trainer, 'best.ckpt')
     if self.flag.is_set() and trainer.global_step < trainer.max_steps: raise StopRun
-    self.curve.clock.start()
+    if trainer.global_step < trainer.max_steps: self.curve.clock.start()     # what follows the last one is no training
 
 # %% ../../nbs/training/30_callbacks.ipynb #bar
 class Bar(ProgressBar):

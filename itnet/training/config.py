@@ -15,7 +15,7 @@ from .ledger import flatten
 from .optim import Optim
 
 # %% ../../nbs/training/35_config.ipynb #train
-PRECISIONS = ('32-true', '64-true', 'bf16-mixed', 'bf16-true', '16-mixed')
+PRECISIONS = ('32-true', '64-true', 'bf16-mixed', '16-mixed')
 
 @dataclass(frozen=True)
 class Train:
