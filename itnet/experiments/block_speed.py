@@ -87,7 +87,7 @@ def measure(configs: dict, n: int, tokens: int, repeat: int, threads: int) -> di
     row = dict(n=n, batch=max(1, tokens // n), seconds={k: spread(v) for k, v in times.items()},
                memory_mb={k: memory_mb(c, n, tokens, threads) for k, c in configs.items()})
     a, b = configs
-    return row | dict(ratio=spread([x / y for x, y in zip(times[a], times[b])]), memory_ratio=row['memory_mb'][a] / row['memory_mb'][b])
+    return row | dict(ratio=spread([x / y for x, y in zip(times[a], times[b])]), memory_ratio=row['memory_mb'][a] / row['memory_mb'][b] if row['memory_mb'][b] else None)
 
 # %% ../../nbs/experiments/10_block_speed.ipynb #bench
 def bench_block(lengths: tuple[int, ...] = (256, 1024, 4096),   # N
@@ -120,5 +120,5 @@ def speed_table(record: dict) -> str:
         ms = {k: f'{1e3 * v[1]:.0f} ({1e3 * v[0]:.0f}–{1e3 * v[2]:.0f})' for k, v in r['seconds'].items()}
         lo, mid, hi = r['ratio']
         lines.append(f"| {r['n']} | {ms['itnet']} | {ms['transformer']} | {mid:.2f} ({lo:.2f}–{hi:.2f}) | {r['memory_mb']['itnet']:.0f} | "
-                     f"{r['memory_mb']['transformer']:.0f} | {r['memory_ratio']:.2f} |")
+                     f"{r['memory_mb']['transformer']:.0f} | {'–' if r['memory_ratio'] is None else format(r['memory_ratio'], '.2f')} |")
     return '\n'.join(lines)
