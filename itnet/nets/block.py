@@ -6,7 +6,6 @@
 __all__ = ['far_kernel', 'near_kernel', 'SwiGLU', 'ITBlock']
 
 # %% ../../nbs/nets/00_block.ipynb #imports
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch

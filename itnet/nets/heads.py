@@ -6,7 +6,6 @@
 __all__ = ['SequenceClassifier', 'LanguageModel', 'ImageClassifier']
 
 # %% ../../nbs/nets/20_heads.ipynb #imports
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor

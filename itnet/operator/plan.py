@@ -7,7 +7,7 @@ __all__ = ['RATES', 'Option', 'count', 'options', 'choose', 'explain', 'apply']
 
 # %% ../../nbs/operator/70_plan.ipynb #imports
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 from .measure import Measure
@@ -65,7 +65,8 @@ def choose(kernel: Kernel, measure: Measure, channels: int) -> str:
 def explain(kernel: Kernel, measure: Measure, channels: int) -> str:
     "The kernel's structure and all options as text, cheapest first."
     s = kernel.structure if not isinstance(kernel, Normalised) else kernel.kernel.structure
-    lines = [('normalised ' if s is not kernel.structure else '') + repr(s), f'{"rule":8}{"valid":40}{"GFLOP":>10}{"ms":>10}']
+    has = [f.name.replace('_', ' ') + ('' if v is True else f' {v}') for f in fields(s) if (v := getattr(s, f.name)) not in (None, False)]
+    lines = ['structure: ' + ', '.join(has + ['normalised'] * (s is not kernel.structure)), f'{"rule":8}{"valid":40}{"GFLOP":>10}{"ms":>10}']
     for o in options(kernel, measure, channels):
         lines.append(f'{o.rule:8}' + (f'{"yes":40}{o.flops / 1e9:10.4f}{o.seconds * 1e3:10.3f}' if o.missing is None else f'no: needs {o.missing}'))
     return '\n'.join(lines)
