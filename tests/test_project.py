@@ -65,11 +65,11 @@ def test_constraints_pin_every_requirement(kind):
 
 
 def test_imports_are_declared():
-    "Every package that itnet/ imports is a requirement of settings.ini, or an optional import inside a function."
-    names = {"scikit-learn": "sklearn", "ipython": "IPython"}
+    "Every package that itnet/ imports, at the top of a module or inside a function, is a requirement of settings.ini."
+    names = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
     declared = {names.get(n, n) for n in (Requirement(r).name for r in settings()["requirements"].split())} | {"itnet"}
     for file in (ROOT / "itnet").rglob("*.py"):
-        for node in ast.parse(file.read_text()).body:
+        for node in ast.walk(ast.parse(file.read_text())):
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in (f.split(".")[0] for f in found):
                 assert name in declared or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
