@@ -6,7 +6,7 @@
 __all__ = ['OPTIONAL', 'Row', 'report', 'render']
 
 # %% ../nbs/doctor.ipynb #imports
-import importlib.util, json, os, platform, shutil, sys, sysconfig
+import importlib.util, json, os, platform, shutil, sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch

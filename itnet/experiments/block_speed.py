@@ -19,9 +19,13 @@ from ..training.device import device_info
 from ..training.ledger import command, commit, versions
 
 # %% ../../nbs/experiments/10_block_speed.ipynb #models
+def _text(n: int = 256) -> Spec:
+    "Bytes in windows of length n; the size of a model does not depend on it."
+    return Spec('language', 256, 256, (n,), 'bits_per_byte')
+
 def models(dim: int = 128, depth: int = 2) -> dict:
     "Configurations of equal size for a byte-level language model."
-    spec = Spec('language', 256, 256, (256,), 'bits_per_byte')
+    spec = _text()
     itnet = ITNetConfig(dim, depth, heads=4, window=0, hidden=2 * dim)
     target = parameters(build_model(itnet, spec))
     return dict(itnet=itnet, transformer=match(TransformerConfig(dim, depth, heads=4), spec, target, 'hidden', 8))
@@ -29,7 +33,7 @@ def models(dim: int = 128, depth: int = 2) -> dict:
 def make_step(config, n: int, tokens: int):
     "A function that does one training step on fixed random bytes, N = n, and returns its loss."
     torch.manual_seed(0)
-    model = build_model(config, Spec('language', 256, 256, (n,), 'bits_per_byte'))
+    model = build_model(config, _text(n))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
     x = torch.randint(256, (max(1, tokens // n), n + 1))
     def step() -> float:
@@ -104,7 +108,7 @@ def bench_block(lengths: tuple[int, ...] = (256, 1024, 4096),   # N
     torch.set_num_threads(threads)
     try: rows = [measure(configs, n, tokens, repeat, threads) for n in lengths]
     finally: torch.set_num_threads(before)
-    sizes = {k: parameters(build_model(c, Spec('language', 256, 256, (256,), 'bits_per_byte'))) for k, c in configs.items()}
+    sizes = {k: parameters(build_model(c, _text())) for k, c in configs.items()}
     record = dict(name='bench/block', command=command(), commit=commit(), versions=versions(), device=device_info('cpu'), threads=threads,
                   created=datetime.now(timezone.utc).isoformat(timespec='seconds'), configs={k: asdict(c) for k, c in configs.items()},
                   parameters=sizes, tokens=tokens, repeat=repeat, rows=rows)

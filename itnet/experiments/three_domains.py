@@ -17,7 +17,7 @@ from ..data.images import Digits
 from ..data.lra import ListOps
 from ..data.text import SourceText
 from ..nets.presets import ITNetConfig, LSTMConfig, ResNetConfig, TransformerConfig
-from ..training.ledger import Record, config_hash, load, table
+from ..training.ledger import Record, config_hash, load, run_name, table
 from ..training.recipe import Optim, Recipe, Train, fit, load_model, register
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #shared
@@ -41,7 +41,7 @@ PAIRS = [('digits', 'resnet'), ('text', 'transformer'), ('listops', 'lstm')]
 # %% ../../nbs/experiments/00_three_domains.ipynb #run
 def _folder(recipe: Recipe, out: str | Path) -> Path:
     "Where a run keeps its checkpoints."
-    return Path(out) / f'{recipe.name.replace("/", "-")}-s{recipe.train.seed}'
+    return Path(out) / run_name(recipe.name, recipe.train.seed)
 
 def _run(recipe: Recipe, out: str, results: str, resume: bool, quiet: bool) -> Record:
     "One run of the demo, or what is already there of it."

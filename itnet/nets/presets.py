@@ -88,9 +88,11 @@ def match(config, spec,
     "The configuration whose model is closest to `target` parameters. ValueError if none comes within 5 %."
     size = lambda v: parameters(build_model(replace(config, **{field: v}), spec))
     lo, hi = 1, 2
-    while (n := size(hi * step)) < target:
-        if size(2 * hi * step) == n: raise ValueError(f'{field!r} does not change the number of parameters: choose another field')
-        lo, hi = hi, 2 * hi
+    n, last = size(hi * step), None
+    while n < target:
+        if n == last: raise ValueError(f'{field!r} does not change the number of parameters: choose another field')
+        lo, hi, last = hi, 2 * hi, n
+        n = size(hi * step)
     while hi - lo > 1:
         mid = (lo + hi) // 2
         if size(mid * step) < target: lo = mid

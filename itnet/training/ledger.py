@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'COLUMNS', 'flatten', 'config_hash', 'package_version', 'versions', 'commit', 'command',
-           'Record', 'begin', 'thin', 'write', 'load', 'read', 'paired', 'summary', 'table']
+           'Record', 'begin', 'thin', 'run_name', 'write', 'load', 'read', 'paired', 'summary', 'table']
 
 # %% ../../nbs/training/20_ledger.ipynb #imports
 import hashlib, json, os, platform, re, shlex, subprocess, sys
@@ -122,12 +122,19 @@ def _number(v):
     if isinstance(v, (list, tuple)): return [_number(x) for x in v]
     return None if isinstance(v, float) and (v != v or abs(v) == float('inf')) else v
 
+def run_name(
+    name: str,      # recipe
+    seed: int       # seed of the run
+) -> str:           # what its record and its folder are called
+    "The name of one run as a file name, `<recipe>-s<seed>`."
+    return f"{name.replace('/', '-')}-s{seed}"
+
 def write(
     record: Record,         # the run
     root='results'          # folder of the experiment; made if missing
 ) -> Path:                  # the file written
     "Write a record as `<recipe>-s<seed>.json`, atomically; beside an existing one that is not its own."
-    stem, root = f"{record.name.replace('/', '-')}-s{record.seed}", Path(root)
+    stem, root = run_name(record.name, record.seed), Path(root)
     path = root/f'{stem}.json'
     if path.exists() and (old := read(path)[0]).config_hash != record.config_hash:
         path = root/f'{stem}-{record.config_hash}.json'; old = read(path)[0] if path.exists() else None

@@ -17,7 +17,7 @@ from ..data.module import DataModule
 from .callbacks import Bar, Checkpoints, Curve, Interrupted, StopRun, interruptible
 from .config import Recipe, Train, differences, from_dict, get, names, register
 from .device import peak_memory, pick_device, settled
-from .ledger import Record, begin, thin, write
+from .ledger import Record, begin, run_name, thin, write
 from .optim import Optim
 from .tasks import LARGER_IS_BETTER, Task
 
@@ -88,7 +88,7 @@ def _prepare(recipe: Recipe, out: Path, resume, quiet: bool, flag):
     "Everything `fit` needs, made in the order in which it can fail"
     device, saved = pick_device(recipe.train.device), _load(resume, recipe) if resume else None
     L.seed_everything(recipe.train.seed, verbose=False)
-    spec, folder = recipe.data.spec, Path(out)/f"{recipe.name.replace('/', '-')}-s{recipe.train.seed}"
+    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, recipe.train.seed)
     task = Task(build(recipe), spec, recipe.optim, recipe.train.steps)
     data = DataModule(recipe.data, recipe.train.seed)
     data.setup()
