@@ -44,7 +44,7 @@ def far_profiles(model: nn.Module,
     "κ of the far field of every block."
     box = ((-reach, reach),) * dims
     m = Measure.grid((reach + 1,) * dims, spacing=spacing)
-    return [stationary_part(b.far).factors(m, None, box).kappa.sum(1) for b in blocks(model)]
+    return [stationary_part(b.far).factors(m, None, None, box).kappa.sum(1) for b in blocks(model)]
 
 # %% ../../nbs/atlas/00_kernels.ipynb #plot
 def plot_profiles(profiles: list[Tensor],      # one (H, *L) per block, lags -reach to reach along each axis

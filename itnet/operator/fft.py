@@ -25,32 +25,33 @@ def fast_size(n: int) -> int:
     return best
 
 # %% ../../nbs/operator/20_fft.ipynb #crop
-def _crop(k: Tensor, shape: tuple[int, ...], origin: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+def _crop(k: Tensor, shape: tuple[int, ...], origin: tuple[int, ...], periodic: tuple[bool, ...]) -> tuple[Tensor, tuple[int, ...]]:
     "The taps (..., *L) at lags -(N-1) to N-1, and where lag zero is now."
     p, new = len(shape), []
-    for axis, (n, o) in enumerate(zip(shape, origin)):
+    for axis, (n, o, circle) in enumerate(zip(shape, origin, periodic)):
         size = k.shape[axis - p]
-        first, last = max(0, o - n + 1), min(size, o + n)
+        if circle and size > n: raise ValueError(f'a filter of {size} taps meets itself on a periodic axis of {n} points')
+        first, last = (0, size) if circle else (max(0, o - n + 1), min(size, o + n))
         k = k.narrow(axis - p, first, last - first); new.append(o - first)
     return k, tuple(new)
 
 # %% ../../nbs/operator/20_fft.ipynb #convolve
 def convolve(u: Tensor,                    # (..., *S), real
              k: Tensor,                    # (..., *L), real; leading axes broadcast against those of u
-             origin: tuple[int, ...]       # index of lag zero along each axis
+             origin: tuple[int, ...],      # index of lag zero along each axis
+             periodic: tuple[bool, ...] = (False,) * 3     # along each axis: u goes on at its other end, else it is zero outside
             ) -> Tensor:                   # (..., *S)
-    "y_i = Σ_l k_l u_(i-(l-origin)) by real FFTs; zero outside."
+    "y_i = Σ_l k_l u_(i-(l-origin)) by real FFTs."
     p = len(origin)
     shape = tuple(u.shape[-p:])
     axes = tuple(range(-p, 0))
     dtype = torch.promote_types(u.dtype, k.dtype)
     if u.numel() == 0: return u.to(dtype) * k.sum(axes, keepdim=True)    # an empty batch; FFT libraries refuse it
     work = dtype if dtype == torch.float64 else torch.float32
-    k, origin = _crop(k.to(work), shape, origin)
-    taps = k.shape[-p:]
-    size = [fast_size(max(n + l - 1 - o, n + o)) for n, l, o in zip(shape, taps, origin)]
+    k, origin = _crop(k.to(work), shape, origin, periodic)
+    size = [n if circle else fast_size(max(n + l - 1 - o, n + o)) for n, l, o, circle in zip(shape, k.shape[-p:], origin, periodic)]
     y = torch.fft.irfftn(torch.fft.rfftn(u.to(work), size, axes) * torch.fft.rfftn(k, size, axes), size, axes)
-    for axis, (n, o) in zip(axes, zip(shape, origin)): y = y.narrow(axis, o, n)
+    for axis, n, o, circle in zip(axes, shape, origin, periodic): y = y.roll(-o, axis) if circle else y.narrow(axis, o, n)
     return y.to(dtype)
 
 # %% ../../nbs/operator/20_fft.ipynb #check
@@ -89,7 +90,7 @@ def direct_conv(u: Tensor,                             # (B, *S, D)
     "The same function as `fft_conv` by direct summation, O(N L). Outputs outside a tap's reach have exactly zero gradient."
     origin = _check_conv(u, k, origin)
     p, shape, dtype = len(origin), u.shape[1:-1], torch.promote_types(u.dtype, k.dtype)
-    k, origin = _crop(k.movedim(-1, 0), shape, origin)
+    k, origin = _crop(k.movedim(-1, 0), shape, origin, (False,) * p)
     pad = [n for l, o in reversed(list(zip(k.shape[1:], origin))) for n in (l - 1 - o, o)]
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
     weight = k.flip(list(range(1, 1 + p)))[:, None].to(dtype)     # torch's "convolution" is a correlation

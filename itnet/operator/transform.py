@@ -15,19 +15,22 @@ from .kernel import Kernel
 from .content import Projection, merge_heads, split_heads
 from .plan import apply
 from . import plan
-from .rules import RULES
+from .plan import RULES
 
 # %% ../../nbs/operator/80_transform.ipynb #transform
 class IntegralTransform(nn.Module):
-    """A learnable integral transform, T(u) = W_o ∫ K V u dμ, with H heads.
+    """A learnable integral transform, T(u) = W_o ∫ K V u dμ (+ W u), with H heads.
 
     ValueError if heads do not divide the channels, or the kernel's heads differ.
     """
     def __init__(self,
-                 dim: int,                     # D, channels of u
-                 kernel: Kernel,               # what is integrated
-                 heads: int | None = None,     # H; default: the kernel's
-                 rule: str = 'auto'            # how: dense, direct, fft, or auto
+                 dim: int,                         # D, channels of u
+                 kernel: Kernel,                   # what is integrated
+                 heads: int | None = None,         # H; default: the kernel's
+                 rule: str = 'auto',               # how: one of `plan.RULES`, or auto
+                 value_heads: int | None = None,   # heads of the values, each shared by a group; default: heads
+                 context: int | None = None,       # channels of u at the inputs, where it is another function; default: dim
+                 local: bool = False               # add W u(x)
                 ):
         super().__init__()
         heads = heads or kernel.heads
@@ -35,17 +38,29 @@ class IntegralTransform(nn.Module):
         if dim % heads: raise ValueError(f'{dim} channels cannot be split into {heads} heads')
         if rule not in ('auto', *RULES): raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
         self.dim, self.heads, self.rule, self.kernel = dim, heads, rule, kernel
-        self.value = Projection(dim, dim)
+        self.value_heads = value_heads or heads
+        if heads % self.value_heads: raise ValueError(f'{heads} heads cannot share {value_heads} heads of values: choose a divisor')
+        self.value = Projection(context or dim, dim // heads * self.value_heads)
         self.out = nn.Linear(dim, dim)
+        self.local = nn.Linear(dim, dim, bias=False) if local else None
 
     def forward(self,
-                u: Tensor,                         # (B, *S, D)
-                measure: Measure | None = None     # default: a grid of shape S, every point counted once
-               ) -> Tensor:                        # (B, *S, D)
-        measure = measure or Measure.grid(u.shape[1:-1])
-        check_input(u, measure, self.out.weight)
-        v = split_heads(self.value(u, measure), self.heads)
-        return self.out(merge_heads(apply(self.kernel, measure, u, v, self.rule), measure.shape))
+                u: Tensor,                                  # (B, *S, D)
+                measure: Measure | None = None,             # default: a grid of shape S, every point counted once
+                context: Tensor | None = None,              # (B, *S', D') the function that is integrated; default: u itself
+                context_measure: Measure | None = None      # default: a grid of shape S'
+               ) -> Tensor:                                 # (B, *S, D)
+        at = measure or Measure.grid(u.shape[1:-1])
+        check_input(u, at, self.out.weight)
+        if context is None: y = self._integrate(at, u)
+        else: y = self._integrate(context_measure or Measure.grid(context.shape[1:-1]), context, at, u)
+        y = self.out(merge_heads(y, at.shape))
+        return y if self.local is None else y + self.local(u)
+
+    def _integrate(self, measure: Measure, u: Tensor, at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
+        check_input(u, measure, self.value.linear.weight)
+        v = split_heads(self.value(u, measure), self.value_heads)
+        return apply(self.kernel, measure, u, v, self.rule, at, u_at)
 
 # %% ../../nbs/operator/80_transform.ipynb #check-input
 def check_input(u: Tensor,
