@@ -25,8 +25,6 @@ class Kernel(nn.Module):
     A subclass defines `left`, `right` and `values`, or just `matrix`; `factors` too if its structure declares a rank,
     `recurrence` if it declares a state, `log_values` if it is logarithmic.
     """
-    work = 1         # numbers held per pair of points while it is evaluated
-
     def __init__(self,
                  heads: int,                              # H, kernels side by side
                  structure: Structure = Structure()
@@ -34,6 +32,10 @@ class Kernel(nn.Module):
         super().__init__()
         if heads < 1: raise ValueError(f'a kernel needs at least one head, not {heads}')
         self.heads, self.structure = heads, structure
+
+    def work(self, regular: bool) -> int:
+        "Numbers held per pair of points while it is evaluated, on a grid or not."
+        return 1
 
     def left(self, measure: Measure, u: Tensor | None):
         "What it needs of u at the outputs: (B, H, N, ·), a tuple of such, or None."
@@ -50,7 +52,7 @@ class Kernel(nn.Module):
         column = torch.arange(pairs.measure.n, device=right.device).view(1, 1, -1, 1)
         rows = pairs.rows(right)
         column = pairs.columns(column).mT.expand(-1, -1, -1, rows.shape[3], -1)
-        batch = [max(a, b) for a, b in zip(rows.shape[:3], column.shape[:3])]
+        batch = torch.broadcast_shapes(rows.shape[:3], column.shape[:3])
         return rows.expand(*batch, -1, -1).gather(-1, column.expand(*batch, -1, -1))
 
     def log_values(self, pairs: Pairs, left, right) -> Tensor:
@@ -67,7 +69,7 @@ class Kernel(nn.Module):
         raise NotImplementedError(f'{type(self).__name__} has no decaying form')
 
     @property
-    def _own_matrix(self) -> bool: return type(self).matrix is not Kernel.matrix
+    def _own_matrix(self) -> bool: return type(self).matrix is not Kernel.matrix and type(self).values is Kernel.values
 
     @property
     def only_matrix(self) -> bool:
@@ -101,7 +103,7 @@ def strips(kernel: Kernel, measure: Measure, batch: int,
           ) -> list[Pairs]:
     "All rows, in strips that respect `TILE`."
     shape = (at or measure).shape
-    per_row = max(1, batch) * kernel.heads * kernel.work * measure.n * ((at or measure).n // shape[0])
+    per_row = max(1, batch) * kernel.heads * kernel.work(measure.regular and at is None) * measure.n * ((at or measure).n // shape[0])
     size = max(1, min(shape[0], TILE // per_row))
     if size == shape[0]: return [Pairs.all(measure, at)]
     return [Pairs.strip(measure, i, min(size, shape[0] - i), support, at) for i in range(0, shape[0], size)]
@@ -114,7 +116,7 @@ def over_strips(f,                            # pairs -> (B, H, rows, d)
 
 def batch_size(*parts) -> int:
     "The largest leading axis in nested tuples of tensors; 1 if there are none."
-    return max((len(x) if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None), default=1)
+    return max([1, *[len(x) if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None]])
 
 # %% ../../nbs/operator/30_kernel.ipynb #product
 class _Pair(Kernel):
@@ -123,8 +125,9 @@ class _Pair(Kernel):
         if a.heads != b.heads and 1 not in (a.heads, b.heads):
             raise ValueError(f'kernels of {a.heads} and {b.heads} heads cannot be combined: give both the same number, or one a single head')
         super().__init__(max(a.heads, b.heads), structure)
-        self.a, self.b, self.work = a, b, a.work + b.work
+        self.a, self.b = a, b
 
+    def work(self, regular): return self.a.work(regular) + self.b.work(regular)
     def left(self, measure, u): return self.a.left(measure, u), self.b.left(measure, u)
     def right(self, measure, u): return self.a.right(measure, u), self.b.right(measure, u)
     def both(self, method: str, first, left, right, *rest):
@@ -155,15 +158,13 @@ class Restricted(Kernel):
     "A kernel set to zero outside a box of lags."
     def __init__(self, kernel: Kernel, support: Box):
         super().__init__(kernel.heads, kernel.structure.within(support))
-        self.kernel, self.work = kernel, kernel.work
+        self.kernel = kernel
 
+    def work(self, regular): return self.kernel.work(regular)
     def left(self, measure, u): return self.kernel.left(measure, u)
     def right(self, measure, u): return self.kernel.right(measure, u)
 
-    def values(self, pairs, left, right):
-        if not (self.structure.stationary and pairs.regular): return keep(pairs, self.structure.support, self.kernel.values(pairs, left, right), 0.)
-        box = pairs.lags(self.structure.support)
-        return pairs.toeplitz(self.factors(pairs.measure, left, right, box).kappa.sum(1), box)
+    def values(self, pairs, left, right): return keep(pairs, self.structure.support, self.kernel.values(pairs, left, right), 0.)
 
     def log_values(self, pairs, left, right): return keep(pairs, self.structure.support, self.kernel.log_values(pairs, left, right), -torch.inf)
 
@@ -183,7 +184,7 @@ def _overlap(box: Box, support: Box) -> Box:
 def keep(pairs: Pairs, support: Box, K: Tensor, outside: float) -> Tensor:
     "K with `outside` written at the pairs whose lag is not in the support."
     check_axes(support, pairs.measure)
-    if pairs.regular and all(lo <= first and last <= hi for (lo, hi), (first, last) in zip(support, pairs.lags(support))) and not any(pairs.measure.periodic): return K
+    if pairs.regular and all(lo <= first and last <= hi for (lo, hi), (first, last) in zip(support, pairs.lags())) and not any(pairs.measure.periodic): return K
     return K.masked_fill(~pairs.inside(support, K.device), outside)
 
 # %% ../../nbs/operator/30_kernel.ipynb #restrict
@@ -213,8 +214,9 @@ class Normalised(Kernel):
         if not kernel.structure.positive:
             raise ValueError(f'only a positive kernel can be normalised: {type(kernel).__name__} may change sign, so its integral may vanish')
         super().__init__(kernel.heads, replace(kernel.structure, stationary=False, rank=None, normalised=True, logarithmic=False))
-        self.kernel, self.work = kernel, kernel.work
+        self.kernel = kernel
 
+    def work(self, regular): return self.kernel.work(regular)
     def left(self, measure, u): return self.kernel.left(measure, u)
     def right(self, measure, u): return self.kernel.right(measure, u)
 

@@ -100,7 +100,7 @@ def voronoi(x: Tensor,                                     # (1|B, N), positions
            ) -> Tensor:                                    # (1|B, N)
     "Lengths of the Voronoi cells of points on a line. ValueError for a point outside the domain."
     group = torch.zeros_like(x, dtype=torch.long) if segments is None else segments
-    if mask is not None: x, group, mask = torch.broadcast_tensors(x, torch.where(mask, group, group.max() + 1), mask)
+    if mask is not None: x, group, mask = torch.broadcast_tensors(x, torch.where(mask, group, 2**62), mask)        # masked points form a group of their own
     if domain is not None and not ((x >= domain[0]) & (x <= domain[1]) | (False if mask is None else ~mask)).all():
         raise ValueError(f'points from {x.min().item():g} to {x.max().item():g} lie outside the domain {domain}: widen it')
     x, group = torch.broadcast_tensors(x, group)
@@ -217,7 +217,7 @@ def union(cls: Measure,
     for k, x in enumerate(place): x[..., 0] = k
     mass = [torch.ones(1, m.n, device=device) if m.weight is None else m.weight.flatten(1) for m in measures]
     if balance: mass = [w / safe_total(w.sum(-1, keepdim=True)) for w in mass]
-    batch = max(len(x) for x in (*place, *mass))
+    batch = next((len(x) for x in (*place, *mass) if len(x) != 1), 1)
     if any(len(x) not in (1, batch) for x in (*place, *mass)): raise ValueError(f'measures of batch sizes {[len(x) for x in mass]} cannot be united')
     join = lambda xs: torch.cat([x.expand(batch, *x.shape[1:]).to(torch.promote_types(xs[0].dtype, xs[-1].dtype)) for x in xs], 1)
     return cls((sum(m.n for m in measures),), (), join(mass), join(place), signed=any(m.signed for m in measures))
@@ -225,6 +225,9 @@ def union(cls: Measure,
 def safe_total(total: Tensor) -> Tensor:
     "A total mass to divide by: 1 where it is zero."
     return torch.where(total != 0, total, 1.)
+
+# %% ../../nbs/operator/00_measure.ipynb #compiled
+for made in ('grid', 'sequence', 'scattered', 'union'): setattr(Measure, made, classmethod(getattr(Measure, made).__func__))     # torch.compile follows these
 
 # %% ../../nbs/operator/00_measure.ipynb #integrate
 def integrate(u: Tensor,             # (B, *shape, D), values of a function at the points

@@ -107,6 +107,7 @@ def _to_tiles(x: Tensor, measure: Measure, tile, slab, before) -> Tensor:
         total = (-(-n // c) - 1) * c + m                                        # points that the windows reach over
         if measure.periodic and measure.periodic[axis]: x = x.index_select(2 + axis, (torch.arange(total, device=x.device) - b) % n)
         elif (b, total) != (0, n): x = F.pad(x, [0, 0] * (p - axis) + [b, total - b - n])
+    if p == 1 and tile == slab: return x.unflatten(2, (-1, slab[0]))            # no overlap: a view
     for axis, (c, m) in enumerate(zip(tile, slab)): x = x.unfold(2 + axis, m, c)   # (B, H, *T, d, *slab)
     x = x.movedim(2 + p, -1)
     return x.flatten(2 + p, -2).flatten(2, 1 + p)
@@ -153,9 +154,10 @@ def column_weight(self: Pairs, dtype: torch.dtype, device=None) -> Tensor | None
 @patch
 def same(self: Pairs) -> Tensor | None:
     "(1|B, 1, T, C, M) bool: which pairs lie in one segment; None where there are no segments."
-    if self.measure.segments is None: return None
-    x, y = ((m or self.measure).segments[:, None, :, None] for m in (self.at, self.measure))
-    return self.rows(x) == self.columns(y).mT
+    x, y = (self.at or self.measure).segments, self.measure.segments
+    if x is None and y is None: return None
+    if x is None or y is None: raise ValueError('only one of the measures of outputs and inputs has segments: give them to both')
+    return self.rows(x[:, None, :, None]) == self.columns(y[:, None, :, None]).mT
 
 # %% ../../nbs/operator/10_pairs.ipynb #inside
 @patch
@@ -202,21 +204,24 @@ def lag(self: Pairs, device=None) -> Tensor:
         axes = [h * torch.arange(lo, hi + 1, dtype=torch.float64, device=device) for (lo, hi), h in zip(box, self.measure.spacing)]
         return self.toeplitz(torch.stack(torch.meshgrid(*axes, indexing='ij')), box).movedim(1, -1)
     x, y = ((m or self.measure).positions(device)[:, None] for m in (self.at, self.measure))
-    return (self.rows(x).unsqueeze(4) - self.columns(y).unsqueeze(3)).squeeze(1)
+    lag = (self.rows(x).unsqueeze(4) - self.columns(y).unsqueeze(3)).squeeze(1)
+    if not any(self.measure.periodic): return lag
+    way = [n * h if circle else torch.inf for n, h, circle in zip(self.measure.shape, self.measure.spacing, self.measure.periodic)]
+    return torch.stack([x if r == torch.inf else x - r * (x / r - .5).ceil() for x, r in zip(lag.unbind(-1), way)], -1)
 
 # %% ../../nbs/operator/10_pairs.ipynb #sampled
 @dataclass(frozen=True, eq=False)
 class Sampled(Pairs):
     "For every row, the columns that `index` names. Build one with `Pairs.sample`."
-    index: Tensor | None = None      # (B|1, N, M)
+    index: Tensor | None = None      # (B|1, rows, M)
 
     whole = False
     def covers(self, support): return False
-    def rows(self, x): return x.unsqueeze(3)
+    def rows(self, x): return x.narrow(2, self.first, self.index.shape[1]).unsqueeze(3)
     def to_grid(self, y): return y.squeeze(3)
 
     def columns(self, x):
-        batch = max(len(x), len(self.index))
+        batch = len(self.index) if len(x) == 1 else len(x)
         x, at = x.expand(batch, *x.shape[1:]), self.index.expand(batch, -1, -1)
         at = at[:, None, :, :, None].expand(-1, x.shape[1], -1, -1, x.shape[-1])
         return x.gather(2, at.flatten(2, 3)).unflatten(2, at.shape[2:4])
@@ -230,9 +235,9 @@ class Sampled(Pairs):
     def lags(self, support=None): return lag_box(self.measure, support)
 
     def _steps(self) -> list[Tensor]:
-        "Lag of every pair along each axis, in steps, each (B|1, N, M)."
+        "Lag of every pair along each axis, in steps, each (B|1, rows, M)."
         m, out = self.measure, []
-        point = torch.arange(m.n, device=self.index.device)[:, None]
+        point = torch.arange(self.first, self.first + self.index.shape[1], device=self.index.device)[:, None]
         for axis in range(m.ndim):
             rest = math.prod(m.shape[axis + 1:])
             out.append(point // rest % m.shape[axis] - self.index // rest % m.shape[axis])
@@ -240,8 +245,12 @@ class Sampled(Pairs):
 
 @patch(cls_method=True)
 def sample(cls: Pairs, measure: Measure,
-           index: Tensor,                     # (B|1, N, M), the columns of each row
-           at: Measure | None = None
+           index: Tensor,                     # (B|1, rows, M), the columns of each row
+           at: Measure | None = None,
+           first: int = 0                     # the first of the rows
           ) -> Pairs:
-    "For every row, the columns that `index` names."
-    return Sampled(measure, (1,), (index.shape[-1],), (0,), None, at, index)
+    "For every row, or `rows` of them from `first` on, the columns that `index` names."
+    return Sampled(measure, (1,), (index.shape[-1],), (0,), first, at, index)
+
+# %% ../../nbs/operator/10_pairs.ipynb #compiled
+for made in ('all', 'strip', 'near', 'blocks', 'sample'): setattr(Pairs, made, classmethod(getattr(Pairs, made).__func__))     # torch.compile follows these

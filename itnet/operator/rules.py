@@ -39,7 +39,7 @@ def _attend(pairs: Pairs, support, left: Tensor, right: Tensor, v: Tensor) -> Te
         if part is not None: mask = mask & part
     seen = mask.any(-1, keepdim=True)
     mask = mask | ~seen
-    if w is not None and not (pairs.measure.mask == w).all():                     # weights other than 0 and 1
+    if w is not None and (torch.compiler.is_compiling() or not (pairs.measure.mask == w).all()):      # weights other than 0 and 1
         log = pairs.column_weight(q.dtype, q.device).mT
         mask = torch.where(log > 0, log, 1.).log().masked_fill(~mask, -torch.inf)
     y = F.scaled_dot_product_attention(q, k, x, attn_mask=mask.squeeze(2), scale=1.)

@@ -37,9 +37,9 @@ def unpack(measure: Measure, batch: int) -> Unpacked:
     s = seg.gather(-1, order)
     start = torch.cat([torch.ones_like(s[:, :1], dtype=torch.bool), s[:, 1:] != s[:, :-1]], -1)
     row = start.flatten().cumsum(0) - 1                                        # number of the segment that each point is in
-    size = torch.bincount(row, minlength=1)
+    size = torch.bincount(row)
     slot = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
-    index = order.new_zeros(len(size), int(size.max())).index_put((row, slot), order.flatten())
+    index = order.new_zeros(len(size), int(size.max()) if batch else 1).index_put((row, slot), order.flatten())
     real = torch.arange(index.shape[1], device=row.device) < size[:, None]
     owner = torch.arange(batch, device=row.device).repeat_interleave(seg.shape[1])
     b = owner.new_zeros(len(size)).index_put((row,), owner)

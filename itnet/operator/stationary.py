@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .measure import Measure, per_axis
-from .lags import Box, on_box
+from .lags import Box, lag_box, on_box
 from .pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
 from .kernel import Kernel
@@ -31,16 +31,18 @@ class Stationary(Kernel):
         "κ at every lag of `box`, (H, *L)."
         return self.of_lag(lag_grid(box, spacing, self._device))
 
+    def work(self, regular): return 1 if regular else sum(p.numel() for p in self.parameters()) // self.heads
+
     @property
     def _device(self): return next((p.device for p in self.parameters()), None)
 
-    def values(self, pairs: Pairs, left=None, right=None) -> Tensor: return self.spread(pairs, self.filter, self.of_lag)
+    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
+        "On a grid, κ at every lag that occurs, (1, H, *L)."
+        return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None] if measure.regular else None
 
-    def spread(self, pairs: Pairs, of_box, of_lag) -> Tensor:
-        "A function of the lag on pairs: on a grid once per lag, else once per pair."
-        if not pairs.regular: return of_lag(pairs.lag(self._device)).movedim(0, 1)
-        box = pairs.lags(self.structure.support)
-        return pairs.toeplitz(of_box(box, pairs.measure.spacing), box)
+    def values(self, pairs: Pairs, left, right) -> Tensor:
+        if not pairs.regular: return self.of_lag(pairs.lag(self._device)).movedim(0, 1)
+        return pairs.toeplitz(right[0], lag_box(pairs.measure, self.structure.support))
 
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         support = self.structure.support
@@ -81,7 +83,7 @@ def filter(self: Taps, box: Box, spacing: tuple[float, ...]) -> Tensor:
     return on_box(taps, self.structure.support, box, Measure(box))             # a measure without periodic axes: cut and fill
 
 @patch
-def log_values(self: Taps, pairs: Pairs, left=None, right=None) -> Tensor:
+def log_values(self: Taps, pairs: Pairs, left, right) -> Tensor:
     if not pairs.regular: return self.of_lag(None)
     if not self.structure.positive: return Kernel.log_values(self, pairs, left, right)
     return pairs.toeplitz(self.weight, self.structure.support, -torch.inf)
@@ -114,7 +116,6 @@ class Implicit(Stationary):
                 ):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
         super().__init__(heads, Structure(stationary=True, rank=1, positive=positive))
-        self.work = 2 * frequencies + width                 # per pair of scattered points; on a grid it is evaluated per lag
         self.register_buffer('omega', _fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
         self.decay = nn.Parameter(_spaced(extent, heads).reciprocal().expm1().log())           # a = softplus(decay) = 1 / reach
@@ -144,10 +145,20 @@ def of_lag(self: Implicit, lag: Tensor) -> Tensor:
     return (f + window).exp() if self.structure.positive else f * window.exp()
 
 @patch
-def log_values(self: Implicit, pairs: Pairs, left=None, right=None) -> Tensor:
+def right(self: Implicit, measure: Measure, u: Tensor | None = None) -> Tensor | None:
+    "On a grid, κ at every lag, or log κ if positive."
+    if not (measure.regular and self.structure.positive): return Stationary.right(self, measure, u)
+    return sum(self._profile(lag_grid(lag_box(measure), measure.spacing, self._device)))[None]
+
+@patch
+def values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
+    return Stationary.values(self, pairs, left, right.exp() if pairs.regular and self.structure.positive else right)
+
+@patch
+def log_values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
     if not self.structure.positive: return Kernel.log_values(self, pairs, left, right)
-    log = lambda lag: sum(self._profile(lag))
-    return self.spread(pairs, lambda box, spacing: log(lag_grid(box, spacing, self.decay.device)), log)
+    if not pairs.regular: return sum(self._profile(pairs.lag(self._device))).movedim(0, 1)
+    return pairs.toeplitz(right[0], lag_box(pairs.measure), -torch.inf)
 
 # %% ../../nbs/operator/40_stationary.ipynb #exponentials
 class Exponentials(Stationary):
@@ -164,7 +175,6 @@ class Exponentials(Stationary):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
         if modes < 1: raise ValueError(f'at least one mode is needed, not {modes}')
         super().__init__(heads, Structure(stationary=True, rank=1, support=CAUSAL, positive=positive, state=modes if positive else 2 * modes))
-        self.work = modes
         self.log_decay = nn.Parameter(-_spaced(extent, modes).log().expand(heads, -1).clone())
         self.c = nn.Parameter(torch.full((heads, modes), -math.log(modes)) if positive else torch.randn(heads, modes) / modes)
         if positive: return
