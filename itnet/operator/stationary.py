@@ -17,6 +17,7 @@ from .lags import Box, lag_box, on_box
 from .pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
 from .kernel import Kernel
+from .spectral import SpectralNormalised      # for its method, spectral_normalise
 
 # %% ../../nbs/operator/40_stationary.ipynb #stationary
 class Stationary(Kernel):

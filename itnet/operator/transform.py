@@ -80,3 +80,10 @@ def explain(self: IntegralTransform, n: int | tuple[int, ...]) -> str:
     "Structure of the kernel and the options on a grid of n points, cheapest first."
     shape = n if isinstance(n, tuple) else (n,)
     return plan.explain(self.kernel, Measure.grid(shape), self.dim // self.heads)
+
+# %% ../../nbs/operator/80_transform.ipynb #compress
+@patch
+def compress(self: IntegralTransform, rank: int, measure: Measure | int | None = None, u: Tensor | None = None, **fit):
+    "A transform of finite state or rank fitted to this one, with its error. Arguments as for `itnet.operator.compress.compress`."
+    from itnet.operator.compress import compress       # which builds transforms
+    return compress(self, rank, measure, u, **fit)
