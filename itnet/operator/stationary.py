@@ -38,12 +38,17 @@ class Stationary(Kernel):
     def _device(self): return next((p.device for p in self.parameters()), None)
 
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
-        "On a grid, κ at every lag that occurs, (1, H, *L)."
-        return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None] if measure.regular else None
+        "On a grid, κ at every lag that occurs, (1, H, 1, *L)."
+        return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None, :, None] if measure.regular else None
 
     def values(self, pairs: Pairs, left, right) -> Tensor:
         if not pairs.regular: return self.of_lag(pairs.lag(self._device)).movedim(0, 1)
-        return pairs.toeplitz(right[0], lag_box(pairs.measure, self.structure.support))
+        return self.spread(pairs, right)
+
+    def spread(self, pairs: Pairs, table: Tensor, outside: float = 0.) -> Tensor:
+        "One number per lag on pairs. In a stream the table is that of a longer line, which begins with the same lag."
+        box = zip(lag_box(pairs.measure, self.structure.support), table.shape[3:])
+        return pairs.toeplitz(table[0, :, 0], tuple((lo, lo + size - 1) for (lo, _), size in box), outside)
 
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         support = self.structure.support
@@ -149,7 +154,7 @@ def of_lag(self: Implicit, lag: Tensor) -> Tensor:
 def right(self: Implicit, measure: Measure, u: Tensor | None = None) -> Tensor | None:
     "On a grid, κ at every lag, or log κ if positive."
     if not (measure.regular and self.structure.positive): return Stationary.right(self, measure, u)
-    return sum(self._profile(lag_grid(lag_box(measure), measure.spacing, self._device)))[None]
+    return sum(self._profile(lag_grid(lag_box(measure), measure.spacing, self._device)))[None, :, None]
 
 @patch
 def values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
@@ -159,7 +164,7 @@ def values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
 def log_values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
     if not self.structure.positive: return Kernel.log_values(self, pairs, left, right)
     if not pairs.regular: return sum(self._profile(pairs.lag(self._device))).movedim(0, 1)
-    return pairs.toeplitz(right[0], lag_box(pairs.measure), -torch.inf)
+    return self.spread(pairs, right, -torch.inf)
 
 # %% ../../nbs/operator/40_stationary.ipynb #exponentials
 class Exponentials(Stationary):
