@@ -10,6 +10,7 @@ import importlib.util, json, os, platform, shutil, sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
+from .operator.rates import current
 from .training.device import cpu_model
 from .training.ledger import PACKAGES, package_version
 
@@ -72,7 +73,8 @@ def _backends() -> list[Row]:
             row('openmp', b.openmp.is_available(), 'threads inside one operation', 'not in this build: one thread'),
             Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + ', cuFFT on the GPU' * cuda),
             row('sdpa', True, 'fused attention: ' + ', '.join(['flash on the CPU', *(_cuda_sdpa() if cuda else ())])),
-            row('torch.compile', *_compiler()), Row('backends', 'triton', *_triton())]
+            row('torch.compile', *_compiler()), Row('backends', 'triton', *_triton()),
+            Row('backends', 'rates', 'measured' if current().created else 'built-in', f'plans choose rules by them: {current()}')]
 
 def _cuda_sdpa() -> list[str]:
     c = torch.backends.cuda

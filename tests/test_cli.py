@@ -1,5 +1,5 @@
 "The `itnet` command from outside: exit codes, messages, signals and files."
-import json, os, re, signal, subprocess, sys, time
+import importlib, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 
@@ -81,6 +81,16 @@ def test_print_config_reads_back(itnet, tmp_path):
     ("train sums/itnet --data.there false", 1, "ITNET_DATA"),
     ("train sums/itnet --resume nothing", 1, "no checkpoint at nothing"),
     ("results nothing", 1, "no run records at nothing"),
+    ("bench rulse", 2, "nearest: rules"),
+    ("bench rules --lenghts [64,128]", 2, "nearest: --lengths"),
+    ("bench rules --lengths many", 2, "lengths"),
+    ("bench rules --lengths [64]", 1, "two different lengths"),
+    ("bench scaling --lengths [64,128]", 1, "fit_from=16384"),
+    ("explain --n 64", 2, "recipe"),
+    ("explain --recipe sums/itent --n 64", 2, "nearest: sums/itnet"),
+    ("explain --recipe sums/mlp --n many", 2, "n"),
+    ("explain --recipe sums/mlp --n 0", 1, "--n 0"),
+    ("explain --recipe sums/mlp --n 64", 1, "integrates no kernel"),
 ])
 def test_wrong_input(itnet, tmp_path, line, code, says):
     got, out, err = itnet(line)
@@ -126,3 +136,43 @@ def test_doctor(itnet):
     assert code == 0 and not err
     assert {r["section"] for r in json.loads(out)} >= {"versions", "devices", "backends", "data"}
     assert itnet("doctor")[0] == 0
+
+
+@pytest.mark.parametrize("line", ["bench -h", "bench rules -h", "bench scaling -h", "bench block -h", "explain -h"])
+def test_help_of_new_commands(itnet, line):
+    code, out, err = itnet(line)
+    assert code == 0 and f"usage: itnet {line.removesuffix(' -h')}" in out and not err
+
+
+@pytest.fixture
+def recipes():
+    "Those of the three domains, beside the toys"
+    return importlib.import_module("itnet.experiments.three_domains").RECIPES
+
+
+def test_explain(itnet, recipes, monkeypatch, tmp_path):
+    monkeypatch.setenv("ITNET_CACHE", str(tmp_path))
+    code, out, err = itnet("explain --recipe text/itnet --n 4096")
+    assert code == 0 and not err and "line of 4,096 points" in out and "blocks.0.far" in out and "blocks.1.far" in out
+    assert out.count("structure:") == 1, "kernels that are alike are explained once"
+    assert re.search(r"^→ (fft|dense) .*\d", out, re.M) and re.search(r"^  direct +no: needs a finite support", out, re.M)
+    assert "rates:     built-in" in out
+    code, out, _ = itnet("explain --recipe digits/itnet --n 64")
+    assert code == 0 and "grid of 64 × 64 points" in out
+    assert "grid of 8 × 8 points" in itnet("explain --recipe digits/itnet")[1]
+
+
+def test_bench_rules_measures_and_keeps(itnet, recipes, monkeypatch, tmp_path):
+    monkeypatch.setenv("ITNET_CACHE", str(tmp_path / "cache"))
+    code, out, err = itnet("bench rules --lengths [16,32] --repeat 1 --threads 1")
+    assert code == 0 and "| chosen | fastest |" in out and "give --save" in out and not (tmp_path / "cache").exists(), err
+    code, out, err = itnet("bench rules --lengths [16,32] --repeat 1 --threads 1 --save --out mine.json")
+    kept, = (tmp_path / "cache").glob("rates-*.json")
+    record = json.loads((tmp_path / "mine.json").read_text())
+    assert code == 0 and kept.name in out and record["command"].startswith("itnet bench rules --lengths '[16,32]'")
+    assert {w: r["rate"] for w, r in json.loads(kept.read_text())["rates"].items()} == {w: r["rate"] for w, r in record["rates"].items()}
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: assert "rates:     measured on" in itnet("explain --recipe text/itnet --n 64")[1]
+    finally: torch.set_num_threads(before)

@@ -87,12 +87,16 @@ class Content(Kernel):
 
     def left(self, measure: Measure, u: Tensor) -> Tensor:
         "Queries, (B, H, N, rank)."
-        return split_heads(self._project(self.query, measure, u), self.heads)
+        return split_heads(self.features(self._project(self.query, measure, u)), self.heads)
 
     def right(self, measure: Measure, u: Tensor) -> Tensor:
         "Keys, (B, H, N, rank)."
-        k = split_heads(self._project(self.key, measure, u), self.key_heads)
+        k = split_heads(self.features(self._project(self.key, measure, u)), self.key_heads)
         return k if self.key_heads == self.heads else k.repeat_interleave(self.heads // self.key_heads, 1)
+
+    def features(self, x: Tensor) -> Tensor:
+        "What becomes of a projection, channel by channel."
+        return x
 
     def _project(self, projection: Projection, measure: Measure, u: Tensor) -> Tensor:
         "Features of u. ValueError if it does not fit."
@@ -114,13 +118,7 @@ class Separable(Content):
                  **content):                   # key_heads, context, short, causal, dims
         super().__init__(dim, heads, rank, Structure(rank=rank, position_free=True, positive=positive, state=rank), **content)
 
-    def left(self, measure: Measure, u: Tensor) -> Tensor:
-        "φ, (B, H, N, R)."
-        return F.softplus(super().left(measure, u)) if self.structure.positive else super().left(measure, u)
-
-    def right(self, measure: Measure, u: Tensor) -> Tensor:
-        "ψ, (B, H, N, R)."
-        return F.softplus(super().right(measure, u)) if self.structure.positive else super().right(measure, u)
+    def features(self, x: Tensor) -> Tensor: return F.softplus(x) if self.structure.positive else x
 
     def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor: return pairs.rows(left) @ pairs.columns(right).mT
 

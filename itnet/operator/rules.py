@@ -89,11 +89,16 @@ CACHE = 2**20        # numbers that a transform may work on at a time on a CPU, 
 
 def _by_fft(x: Tensor, f: Factors, measure: Measure) -> Tensor:
     "Σ_r φ_r ⊙ (κ_r ∗ (ψ_r ⊙ x)) for x (B, H, N, d)."
+    if f.kappa is None: return _low_rank(x, f)
     x = x.mT.unsqueeze(2)                                             # (B, H, 1, d, N)
     if f.psi is not None: x = x * f.psi.mT.unsqueeze(3)               # (B, H, R, d, N)
-    if f.kappa is None: y = x.sum(-1, keepdim=True).expand_as(x)
-    else: y = convolve(x.unflatten(-1, measure.shape), f.kappa.unsqueeze(2), tuple(-lo for lo, _ in f.box), measure.periodic).flatten(4)
+    y = convolve(x.unflatten(-1, measure.shape), f.kappa.unsqueeze(2), tuple(-lo for lo, _ in f.box), measure.periodic).flatten(4)
     return (y if f.phi is None else y * f.phi.mT.unsqueeze(3)).sum(2).mT
+
+def _low_rank(x: Tensor, f: Factors) -> Tensor:
+    "Σ_r φ_r Σ_j ψ_r x: one sum for all rows."
+    s = x.sum(2, keepdim=True) if f.psi is None else f.psi.mT @ x      # (B, H, R|1, d)
+    return s.sum(2, keepdim=True).expand_as(x) if f.phi is None else f.phi @ s.expand(-1, -1, f.rank, -1)
 
 def _in_parts(x: Tensor, f: Factors, measure: Measure) -> Tensor:
     "The same, as many elements of the batch at a time as fit the cache of a CPU."

@@ -43,11 +43,7 @@ class Selective(Content):
 
 # %% ../../nbs/operator/55_selective.ipynb #left-right
 @patch
-def left(self: Selective, measure: Measure, u: Tensor) -> Tensor:
-    "φ, (B, H, N, R)."
-    phi = Content.left(self, measure, u)
-    return -F.logsigmoid(-phi) if self.structure.positive else phi        # softplus, whose own gradient torch.compile lays out wrongly
-
+def features(self: Selective, x: Tensor) -> Tensor: return F.softplus(x) if self.structure.positive else x
 @patch
 def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "ψ, (B, H, N, R), G, (B, H, N, R|1), float64, and its steps w g. ValueError unless the measure is a line in order with weights ≥ 0."
@@ -58,7 +54,7 @@ def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor,
     g = F.logsigmoid(split_heads(self.gate(u), self.heads))
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     if measure.weight is not None: g = g * measure.weight[:, None, :, None].to(g.dtype)
-    return -F.logsigmoid(-psi) if self.structure.positive else psi, g.double().cumsum(2), g
+    return psi, g.double().cumsum(2), g
 
 # %% ../../nbs/operator/55_selective.ipynb #forget
 def forget(G: Tensor,                 # differences, float64

@@ -21,7 +21,9 @@ def _longest(measure: Measure) -> Measure:
     "The grid of the longest segment; of the weights, the largest."
     if measure.segments is None: return measure
     n = max(int(row.unique_consecutive(return_counts=True)[1].max()) for row in measure.segments)
-    return replace(measure, shape=(n,), weight=None if measure.weight is None else measure.weight.abs().max().expand(1, n), segments=None)
+    return replace(measure, shape=(n,), weight=None if measure.weight is None else _largest(measure.weight).expand(1, n), segments=None)
+
+def _largest(weight: Tensor) -> Tensor: return weight.abs().amax() if len(weight) else weight.new_ones(())         # a batch of none has none
 
 def spectrum(kernel: Kernel,
              measure: Measure
@@ -50,7 +52,7 @@ def spectral_norm(kernel: Kernel,      # stationary
     Source: circulant embedding (Chan and Ng 1996).
     """
     norm = spectrum(kernel, measure).flatten(1).abs().amax(1)
-    return norm if measure.weight is None else norm * measure.weight.abs().max().to(norm.dtype)
+    return norm if measure.weight is None else norm * _largest(measure.weight).to(norm.dtype)
 
 # %% ../../nbs/operator/38_spectral.ipynb #spectral-normalised
 class SpectralNormalised(Kernel):
