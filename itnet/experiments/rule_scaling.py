@@ -157,8 +157,10 @@ def fresh_mb(name: str, n: int, threads: int) -> dict:
     return dict(kernel=name, n=n, added_mb=mb, seconds=seconds)
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #bench
+_TAIL = 16384         # from here on the arrays are larger than a cache, and the slope is given again
+
 def bench_scaling(lengths: tuple[int, ...] = tuple(2**k for k in range(10, 19)),    # N of scan and fft
-                  fit_from: int = 16384,                        # shortest length that the slopes are fitted to
+                  fit_from: int = 1024,                         # shortest length that the slopes are fitted to
                   loop_length: int = 16384,                     # N of scan against the loop
                   dense_length: int = 16384,                    # N of the memory of dense
                   repeat: int = 9,                              # timed passes
@@ -171,8 +173,9 @@ def bench_scaling(lengths: tuple[int, ...] = tuple(2**k for k in range(10, 19)),
     with settled(threads):
         rows = {rule: forward_seconds(rule, lengths, repeat) for rule in ('scan', 'fft')}
         faster = [against_loop(loop_length, heads, repeat) for heads in (1, 4)]
-        record = begin_record('rule_scaling', repeat=repeat, fit_from=fit_from, rows=[*rows['scan'], *rows['fft']],
+        record = begin_record('rule_scaling', repeat=repeat, fit_from=fit_from, tail_from=_TAIL, rows=[*rows['scan'], *rows['fft']],
                               slopes={rule: slope(x, fit_from) for rule, x in rows.items()}, loop=faster,
+                              tails={rule: slope(x, _TAIL) for rule, x in rows.items()} if sum(n >= _TAIL for n in set(lengths)) > 1 else None,
                               dense=[fresh_mb(name, dense_length, threads) for name in ('dense', 'softmax')])
     write_record(record, out)
     return scaling_table(record)
@@ -186,7 +189,8 @@ def scaling_table(record: dict) -> str:
     lines += [f"| {n:,} | {by['scan', n]} | {by['fft', n]} |" for n in sorted({n for _, n in by})]
     f, many = record['slopes'], f"{record['threads']} threads"
     lines += ['', f"Medians and quartiles of {record['repeat']} forward passes, 64 channels, {many}. From N = {record['fit_from']:,} on, "
-              f"`scan` takes N^{f['scan']:.2f} and `fft` (N log N)^{f['fft']:.2f}.", '',
+              f"`scan` takes N^{f['scan']:.2f} and `fft` (N log N)^{f['fft']:.2f}" + (f"; from N = {record['tail_from']:,} on, where the arrays are "
+              f"larger than a cache, N^{t['scan']:.2f} and (N log N)^{t['fft']:.2f}." if (t := record['tails']) else '.'), '',
               '| heads × channels | state | N | scan, ms | loop, ms | times faster | relative difference |', '|---:|---:|---:|---:|---:|---:|---:|']
     lines += [f"| {s['heads']} × {s['channels']} | {s['state']} | {s['n']:,} | {ms(s['seconds']['scan'])} | {ms(s['seconds']['loop'])} | "
               f"{s['faster'][1]:.1f} ({s['faster'][0]:.1f}–{s['faster'][2]:.1f}) | {s['difference']:.0e} |" for s in record['loop']]

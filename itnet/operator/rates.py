@@ -52,8 +52,8 @@ def updated(self: Rates, other: Rates) -> Rates:
 
 # %% ../../nbs/operator/68_rates.ipynb #built-in
 BUILT_IN = Rates({way: Rate(*r) for way, r in {
-    'dense': (1.2e10, 3e-4), 'sdpa': (2.5e10, 3e-4), 'band': (6.5e9, 7e-4), 'taps': (2.1e9, 5e-4), 'fft': (7.5e9, 4e-4),
-    'low rank': (9.8e8, 4e-4), 'scan': (5.4e9, 5e-4), 'monte_carlo': (1e9, 1e-3)}.items()}, 'AMD EPYC', 2, '2.13.0+cpu')
+    'dense': (8.4e9, 5e-4), 'sdpa': (2.3e10, 6e-4), 'band': (6.8e9, 1.2e-3), 'taps': (3.9e9, 8e-4), 'fft': (5.9e9, 5e-4),
+    'low rank': (2.7e9, 6e-4), 'scan': (4.4e9, 2.1e-3), 'monte_carlo': (7.2e8, 2.6e-3)}.items()}, 'AMD EPYC', 2, '2.13.0+cpu')
 
 # %% ../../nbs/operator/68_rates.ipynb #device
 def device_name(device: str | torch.device = 'cpu') -> str:
