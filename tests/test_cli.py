@@ -85,7 +85,7 @@ def test_print_config_reads_back(itnet, tmp_path):
     ("bench rules --lenghts [64,128]", 2, "nearest: --lengths"),
     ("bench rules --lengths many", 2, "lengths"),
     ("bench rules --lengths [64]", 1, "two different lengths"),
-    ("bench scaling --lengths [64,128]", 1, "fit_from=16384"),
+    ("bench scaling --lengths [64,128]", 1, "fit_from=1024"),
     ("explain --n 64", 2, "recipe"),
     ("explain --recipe sums/itent --n 64", 2, "nearest: sums/itnet"),
     ("explain --recipe sums/mlp --n many", 2, "n"),
