@@ -40,7 +40,7 @@ def check_axes(support: Box | None, measure: Measure) -> None:
     "ValueError unless a support has as many axes as positions have coordinates, and fits the periodic ones."
     if support is None: return
     if len(support) != measure.dims:
-        raise ValueError(f'a kernel with support {support} on {len(support)} axes cannot be used on points of {measure.dims} coordinates (shape {measure.shape})')
+        raise ValueError(f'a kernel with support on {len(support)} axes cannot be used on points of {measure.dims} coordinates (shape {measure.shape})')
     for n, (lo, hi), circle in zip(measure.shape, support, measure.periodic):
         if circle and (abs(lo) == INFINITE) != (abs(hi) == INFINITE): raise ValueError('a periodic axis has no past: a causal kernel needs a line')
         if circle and hi < INFINITE and hi - lo + 1 > n:

@@ -249,9 +249,12 @@ def _window(state: State, new: Measure) -> Measure:
         weight = join(ones(k) if state.weight is None else state.weight, ones(new.n) if new.weight is None else new.weight)
     segments = None if new.segments is None else join(state.segments, new.segments)
     shape = (k + new.n,)
-    if new.regular: return _Later(shape, new.spacing, weight, None, segments, new.periodic, True, new.signed, (state.place[:, -1:, None] - (k - 1) * new.spacing[0]))
+    if new.regular:
+        origin = state.place[:, -1:, None] - (k - 1) * new.spacing[0]
+        return _Later(shape, new.spacing, weight, None, segments, new.periodic, True, new.signed, origin)
     points = join(state.place[..., None].to(new.points.dtype), new.points)
-    if bool((points[:, k] <= points[:, k - 1]).any()): raise ValueError(f'new points start at {points[:, k].min():g}, and the stream is at {points[:, k - 1].max():g}: give later ones')
+    if bool((points[:, k] <= points[:, k - 1]).any()):
+        raise ValueError(f'new points start at {points[:, k].min():g}, and the stream is at {points[:, k - 1].max():g}: give later ones')
     return replace(new, shape=shape, weight=weight, points=points, segments=segments)
 
 # %% ../../nbs/operator/62_scan.ipynb #context
@@ -269,7 +272,8 @@ def _check_step(kernel: Kernel, decay: Decay, v: Tensor, u: Tensor | None, state
     want = (*v.shape[:2], decay, v.shape[3] + isinstance(kernel, Normalised))
     if tuple(state.sums.shape) != want: raise ValueError(f'a state with sums of shape {tuple(state.sums.shape)} is of another kernel or batch: expected {want}')
     if (u is None) != (state.u is None) or (u is not None and u.shape[::2] != state.u.shape[::2]):
-        raise ValueError(f'u {None if u is None else tuple(u.shape)} does not continue a stream of {None if state.u is None else tuple(state.u.shape)}: it is of another kernel or batch')
+        given, had = (None if x is None else tuple(x.shape) for x in (u, state.u))
+        raise ValueError(f'u {given} does not continue a stream of {had}: it is of another kernel or batch')
     if (measure.segments is None) != (state.segments is None): raise ValueError('segments must be given at every step of a stream, or at none')
 
 # %% ../../nbs/operator/62_scan.ipynb #step
