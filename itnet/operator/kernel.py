@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TILE', 'Kernel', 'read', 'strips', 'over_strips', 'batch_size', 'Product', 'Sum', 'Restricted', 'keep', 'Normalised',
-           'safe', 'row_integral', 'inner_normalisers']
+           'safe', 'row_integral', 'core', 'inner_normalisers']
 
 # %% ../../nbs/operator/30_kernel.ipynb #imports
 from dataclasses import replace
@@ -255,6 +255,10 @@ def safe(z: Tensor) -> Tensor:
 def row_integral(K: Tensor, weight: Tensor | None) -> Tensor:
     "Z_i = Σ_j w_j K(i, j), (B|1, H, T|1, C, 1), safe to divide by."
     return safe(K.sum(-1, keepdim=True) if weight is None else K @ weight)
+
+def core(kernel: Kernel) -> Kernel:
+    "The kernel under its outermost normaliser."
+    return kernel.kernel if isinstance(kernel, Normalised) else kernel
 
 def inner_normalisers(kernel: Kernel) -> bool:
     "Whether a kernel is composed of normalised ones, which need their whole rows."

@@ -17,7 +17,7 @@ from .lags import lag_box
 from .pairs import Pairs
 from .structure import Structure
 from .kernel import Kernel
-from .stationary import _fourier_frequencies, lag_grid
+from .stationary import _capped, _fourier_frequencies, lag_grid
 
 # %% ../../nbs/operator/52_pairwise.ipynb #pairwise
 class Pairwise(Kernel):
@@ -98,12 +98,10 @@ def _network(self: Pairwise, pairs: Pairs, left, right) -> Tensor:
     return _mix(self.out, F.gelu(_mix(self.hidden, F.gelu(x))))
 
 # %% ../../nbs/operator/52_pairwise.ipynb #positive
-_CAP = 10.
-
 @patch
 def log_values(self: Pairwise, pairs: Pairs, left, right) -> Tensor:
     if not self.structure.positive: return Kernel.log_values(self, pairs, left, right)
-    return _CAP * (self._network(pairs, left, right) / _CAP).tanh()
+    return _capped(self._network(pairs, left, right))
 
 @patch
 def values(self: Pairwise, pairs: Pairs, left, right) -> Tensor:

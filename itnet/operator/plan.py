@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from .measure import Measure
 from .lags import INFINITE, check_axes, is_finite
-from .kernel import Kernel, Normalised
+from .kernel import Kernel, Normalised, core
 from .rules import dense, direct, fft
 from .scan import scan
 from .monte_carlo import monte_carlo
-from .cost import SAMPLES, Cost, all_pairs, core, near, sampled, states, terms
+from .cost import SAMPLES, Cost, all_pairs, near, sampled, states, terms
 from .rates import WAYS, Rates, current, expected
 
 # %% ../../nbs/operator/70_plan.ipynb #missing

@@ -15,7 +15,7 @@ from .lags import box_shape, is_finite, lag_box, reached
 from .pairs import Pairs
 from .fft import convolve, direct_conv
 from .structure import CAUSAL, Factors
-from .kernel import Kernel, Normalised, batch_size, inner_normalisers, over_strips, read, row_integral, safe, strips
+from .kernel import Kernel, Normalised, batch_size, core, inner_normalisers, over_strips, read, row_integral, safe, strips
 
 # %% ../../nbs/operator/60_rules.ipynb #on-pairs
 def on_pairs(kernel: Kernel, pairs: Pairs, left, right, v: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def _in_parts(x: Tensor, f: Factors, measure: Measure) -> Tensor:
 # %% ../../nbs/operator/60_rules.ipynb #fft
 def fft(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Tensor:
     "Integrate a separable × stationary kernel, O(R N log N). Arguments as for `dense`."
-    inner = kernel.kernel if isinstance(kernel, Normalised) else kernel
+    inner = core(kernel)
     if inner.structure.rank is None: raise ValueError(_missing('fft', 'the form separable × stationary', 'compose the kernel of Separable and stationary ones'))
     if not measure.regular and not inner.structure.position_free: raise ValueError(_missing('fft', 'a grid', 'use a regular measure'))
     if measure.segments is not None:

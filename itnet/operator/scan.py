@@ -16,7 +16,7 @@ from .measure import Measure
 from .lags import check_axes, is_finite
 from .pairs import Pairs
 from .structure import Decay
-from .kernel import Kernel, Normalised, inner_normalisers, read, safe
+from .kernel import Kernel, Normalised, core, inner_normalisers, read, safe
 from .content import Projection
 
 # %% ../../nbs/operator/62_scan.ipynb #mix
@@ -185,7 +185,7 @@ def _cut(x, some: slice):
 
 def _run(kernel, measure, left, right, decay, v, size=None, start=None, before=None, final=False) -> tuple[Tensor, Tensor | None]:
     "y (B, H, N, d), and the final sums (B, H, R, d), with those of the weights as one more channel if normalised."
-    inner, weight = kernel.kernel if isinstance(kernel, Normalised) else kernel, measure.weight
+    inner, weight = core(kernel), measure.weight
     x = v if inner is kernel else torch.cat([v, torch.ones_like(v[..., :1])], -1)
     if weight is not None: x = x * weight.to(x.dtype)[:, None, :, None]
     b, h = _rows(inner, measure, left, right, decay, len(x)), inner.heads
@@ -197,7 +197,7 @@ def _run(kernel, measure, left, right, decay, v, size=None, start=None, before=N
 # %% ../../nbs/operator/62_scan.ipynb #missing
 def _inner(rule: str, kernel: Kernel, measure: Measure) -> Kernel:
     "The kernel, or what it normalises. ValueError unless it is causal with a finite state, and the measure a line in order."
-    inner = kernel.kernel if isinstance(kernel, Normalised) else kernel
+    inner = core(kernel)
     s, name = inner.structure, type(inner).__name__
     check_axes(s.support, measure)
     works = ['"dense"'] + ['"direct"'] * (is_finite(s.support) and measure.regular) + ['"fft"'] * (s.rank is not None and (measure.regular or s.position_free))

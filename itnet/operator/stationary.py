@@ -130,6 +130,8 @@ class Implicit(Stationary):
 # %% ../../nbs/operator/40_stationary.ipynb #implicit-filter
 _CAP = 10.
 
+def _capped(x: Tensor) -> Tensor: return _CAP * (x / _CAP).tanh()
+
 @patch
 def _profile(self: Implicit, lag: Tensor) -> tuple[Tensor, Tensor]:
     "Network output and window exponent at lags (..., p), each (H, ...)."
@@ -138,7 +140,7 @@ def _profile(self: Implicit, lag: Tensor) -> tuple[Tensor, Tensor]:
     lag = lag.to(self.omega.dtype)
     angle = (lag[..., None, :] * self.omega).sum(-1)      # not a matrix product, which autocast would round: phases are large
     f = self.net(torch.cat([angle.sin(), angle.cos()], -1)).movedim(-1, 0)
-    if self.structure.positive: f = _CAP * (f / _CAP).tanh()
+    if self.structure.positive: f = _capped(f)
     return f, -F.softplus(self.decay).view(-1, *[1] * (lag.ndim - 1)) * _norm(lag)
 
 def _norm(x: Tensor) -> Tensor:
