@@ -119,7 +119,7 @@ def check_structure(kernel: Kernel,
     out = {f'inside: {k}': e for k, e in check_structure(kernel.kernel, measure, u, tolerance).items()} if isinstance(kernel, Normalised) else {}
     left, right = read(kernel, measure, u)
     K, n = kernel.matrix(measure, u), measure.n
-    if K.ndim != 4 or len(K) not in (1, 1 if u is None else len(u)) or tuple(K.shape[1:]) != (kernel.heads, n, n):
+    if K.ndim != 4 or (u is not None and len(K) not in (1, len(u))) or tuple(K.shape[1:]) != (kernel.heads, n, n):
         raise ValueError(f'{name} has a matrix of shape {tuple(K.shape)}: expected (B, {kernel.heads}, {n}, {n})')
     if not torch.isfinite(K).all(): raise ValueError(f'{name} has {int((~torch.isfinite(K)).sum())} entries that are not finite')
     if not isinstance(kernel, Normalised): K = _matrix(kernel, measure, u)

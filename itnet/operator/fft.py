@@ -39,18 +39,19 @@ def _crop(k: Tensor, shape: tuple[int, ...], origin: tuple[int, ...], periodic: 
 def convolve(u: Tensor,                    # (..., *S), real
              k: Tensor,                    # (..., *L), real; leading axes broadcast against those of u
              origin: tuple[int, ...],      # index of lag zero along each axis
-             periodic: tuple[bool, ...] = (False,) * 3     # along each axis: u goes on at its other end, else it is zero outside
+             periodic: tuple[bool, ...] = (False,) * 3,    # along each axis: u goes on at its other end, else it is zero outside
+             multiply=torch.mul            # how the spectrum of u meets that of k
             ) -> Tensor:                   # (..., *S)
     "y_i = Σ_l k_l u_(i-(l-origin)) by real FFTs."
     p = len(origin)
     shape = tuple(u.shape[-p:])
     axes = tuple(range(-p, 0))
     dtype = torch.promote_types(u.dtype, k.dtype)
-    if u.numel() == 0: return u.to(dtype) * k.sum(axes, keepdim=True)    # an empty batch; FFT libraries refuse it
+    if u.numel() == 0: return multiply(u.to(dtype), k.sum(axes, keepdim=True))    # an empty batch; FFT libraries refuse it
     work = dtype if dtype == torch.float64 else torch.float32
     k, origin = _crop(k.to(work), shape, origin, periodic)
     size = [n if circle else fast_size(max(n + l - 1 - o, n + o)) for n, l, o, circle in zip(shape, k.shape[-p:], origin, periodic)]
-    y = torch.fft.irfftn(torch.fft.rfftn(u.to(work), size, axes) * torch.fft.rfftn(k, size, axes), size, axes)
+    y = torch.fft.irfftn(multiply(torch.fft.rfftn(u.to(work), size, axes), torch.fft.rfftn(k, size, axes)), size, axes)
     for axis, n, o, circle in zip(axes, shape, origin, periodic): y = y.roll(-o, axis) if circle else y.narrow(axis, o, n)
     return y.to(dtype)
 

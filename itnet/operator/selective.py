@@ -47,11 +47,14 @@ def features(self: Selective, x: Tensor) -> Tensor: return F.softplus(x) if self
 @patch
 def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "ψ, (B, H, N, R), G, (B, H, N, R|1), float64, and its steps w g. ValueError unless the measure is a line in order with weights ≥ 0."
+    return self.gated(measure, Content.right(self, measure, u), F.logsigmoid(split_heads(self.gate(u), self.heads)))
+
+@patch
+def gated(self: Selective, measure: Measure, psi: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    "ψ, the sums of w g, and its steps. ValueError unless the measure is a line in order with weights ≥ 0."
     if not measure.ordered:
         raise ValueError('gates are integrated along a line: use Measure.sequence, or Measure.scattered with increasing positions, for a Selective kernel')
     if measure.signed: raise ValueError('a negative weight would turn forgetting into growth: a Selective kernel needs weights ≥ 0')
-    psi = Content.right(self, measure, u)
-    g = F.logsigmoid(split_heads(self.gate(u), self.heads))
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     if measure.weight is not None: g = g * measure.weight[:, None, :, None].to(g.dtype)
     return psi, g.double().cumsum(2), g

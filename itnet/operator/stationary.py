@@ -71,22 +71,34 @@ class Taps(Stationary):
                  size: int | tuple[int, ...],                     # taps along each axis
                  origin: int | tuple[int, ...] | None = None,     # index of lag zero; default: the centre
                  dims: int = 1,                                   # axes, where `size` is one number
-                 positive: bool = False                           # parameters are log κ
+                 positive: bool = False,                          # parameters are log κ
+                 dilation: int | tuple[int, ...] = 1              # steps from one tap to the next, along each axis
                 ):
         size = per_axis(size, len(size) if isinstance(size, (tuple, list)) else dims, 'size')
         if min(size) < 1: raise ValueError(f'a filter needs at least one tap along each axis, not {size}')
         origin = tuple((n - 1) // 2 for n in size) if origin is None else per_axis(origin, len(size), 'origin')
         if any(not 0 <= o < n for o, n in zip(origin, size)): raise ValueError(f'origin {origin} lies outside {size} taps')
-        support = tuple((-o, n - 1 - o) for n, o in zip(size, origin))
+        dilation = per_axis(dilation, len(size), 'dilation')
+        if min(dilation) < 1: raise ValueError(f'dilation {dilation} must be at least 1')
+        if positive and max(dilation) > 1: raise ValueError('a dilated filter is zero between its taps, so it cannot be positive: use dilation 1')
+        support = tuple((-o * d, (n - 1 - o) * d) for n, o, d in zip(size, origin, dilation))
         super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive))
         bound = 0 if positive else 1 / math.sqrt(math.prod(size))
-        self.weight = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound))
+        self.weight, self.dilation = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound)), dilation
 
 # %% ../../nbs/operator/40_stationary.ipynb #taps-filter
 @patch
 def filter(self: Taps, box: Box, spacing: tuple[float, ...]) -> Tensor:
-    taps = self.weight.exp() if self.structure.positive else self.weight
+    taps = self.weight.exp() if self.structure.positive else self._dilated()
     return on_box(taps, self.structure.support, box, Measure(box))             # a measure without periodic axes: cut and fill
+
+@patch
+def _dilated(self: Taps) -> Tensor:
+    "The filter with zeros between its taps."
+    if max(self.dilation) == 1: return self.weight
+    out = self.weight.new_zeros(self.heads, *(d * (n - 1) + 1 for n, d in zip(self.weight.shape[1:], self.dilation)))
+    out[(slice(None), *(slice(None, None, d) for d in self.dilation))] = self.weight
+    return out
 
 @patch
 def log_values(self: Taps, pairs: Pairs, left, right) -> Tensor:
