@@ -32,6 +32,7 @@ def _gradients(module: Callable, args: tuple, kwargs: dict, cotangent: Tensor | 
     named = {f'input {i}': x for i, x in enumerate(tree_flatten((args, kwargs))[0]) if isinstance(x, Tensor) and x.requires_grad}
     named |= dict(module.named_parameters()) if isinstance(module, nn.Module) else {}
     y = _flat(module(*args, **kwargs))
+    if cotangent is not None and cotangent.shape != y.shape: raise ValueError(f'outputs of {y.numel()} numbers against {cotangent.numel()}')
     if cotangent is None: cotangent = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
     found = torch.autograd.grad(y, list(named.values()), cotangent.to(y.device), allow_unused=True)
     return y.detach(), cotangent, {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(named.items(), found)}
@@ -44,7 +45,6 @@ def differences(layer: Callable,             # the independent implementation
     "Relative errors: 'output', 'input 0', …, and the name of each parameter. ValueError where shapes or names differ."
     y, cotangent, expected = _gradients(layer, args, kwargs, None)
     got, _, gradients = _gradients(same, args, kwargs, cotangent)
-    if got.shape != y.shape: raise ValueError(f'outputs of {got.numel()} numbers against {y.numel()}')
     if set(gradients) != set(expected): raise ValueError(f'parameters differ: {sorted(set(gradients) ^ set(expected))}')
     whole = torch.stack([g.norm() for g in expected.values()]).norm() if expected else 0.
     return {'output': _error(got, y)} | {name: _error(gradients[name], g, 1e-4 * whole) for name, g in expected.items()}
