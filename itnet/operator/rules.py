@@ -13,7 +13,7 @@ from .measure import Measure
 from .segments import unpack
 from .lags import box_shape, is_finite, lag_box, reached
 from .pairs import Pairs
-from .fft import convolve, direct_conv
+from .fft import convolve, direct_conv, holding_zero
 from .structure import CAUSAL, Factors
 from .kernel import Kernel, Normalised, batch_size, core, inner_normalisers, over_strips, read, row_integral, safe, strips
 
@@ -73,7 +73,8 @@ def direct(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Ten
     box = lag_box(measure, kernel.structure.support)
     taps = kernel.factors(measure, left, right, box).kappa.sum(1).expand(v.shape[1], *box_shape(box))
     x = _weighted(v, measure).unflatten(2, measure.shape).movedim(1, -2)           # (B, *S, H, d)
-    y = direct_conv(x.flatten(-2), taps.movedim(0, -1).repeat_interleave(v.shape[-1], -1), tuple(-lo for lo, _ in box))
+    taps, origin = holding_zero(taps, tuple(-lo for lo, _ in box))
+    y = direct_conv(x.flatten(-2), taps.movedim(0, -1).repeat_interleave(v.shape[-1], -1), origin)
     return y.unflatten(-1, x.shape[-2:]).movedim(-2, 1).flatten(2, -2)
 
 def _weighted(v: Tensor, measure: Measure) -> Tensor:
