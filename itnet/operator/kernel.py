@@ -14,7 +14,7 @@ import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from .lags import Box, check_axes, intersect, lag_box
+from .lags import Box, check_axes, intersect, lag_box, overlap
 from .measure import Measure, per_axis
 from .pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
@@ -177,15 +177,10 @@ class Restricted(Kernel):
 
     def factors(self, measure, left, right, box):
         support = self.structure.support
-        inner = lag_box(measure, support) if any(measure.periodic) else _overlap(box, support)
+        inner = lag_box(measure, support) if any(measure.periodic) else overlap(box, support)
         return self.kernel.factors(measure, left, right, inner).within(inner, box, measure)
 
     def recurrence(self, measure, left, right): return self.kernel.recurrence(measure, left, right)
-
-def _overlap(box: Box, support: Box) -> Box:
-    "Lags of the box that lie in the support; one lag outside of it where there are none."
-    try: return intersect(box, support)
-    except ValueError: return tuple((min(max(lo, a), b), min(max(lo, a), b)) for (a, b), (lo, _) in zip(support, box))
 
 # %% ../../nbs/operator/30_kernel.ipynb #keep
 def keep(pairs: Pairs, support: Box, K: Tensor, outside: float) -> Tensor:
