@@ -7,3 +7,4 @@ __all__ = []
 
 # %% ../../nbs/special_cases/index.ipynb #imports
 from .case import from_torch
+from . import convolution, spectral, position, recurrence, depth, attention, linear_attention, scattered      # each fills the table of layers
