@@ -96,10 +96,13 @@ def demo(argv: list[str]) -> int:
 
 _BENCHMARKS = {'block': ('block_speed', 'bench_block', (), 'time and memory of ITNet and the Transformer'),
                'rules': ('rule_scaling', 'bench_rules', ('save',), 'which rule is the fastest on this device; --save keeps the rates for its plans'),
-               'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense')}
+               'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
+               'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
+               'converted': ('converted', 'bench_converted', ('small',), 'ResNet-50, GPT-2 and Mamba, converted whole, beside the originals'),
+               'relaxed': ('relaxed', 'bench_relaxed', (), 'trained networks with a constraint lifted, beside those that keep it')}
 
 def bench(argv: list[str]) -> int:
-    "itnet bench block|rules|scaling: measure, and write a record"
+    "itnet bench NAME: measure, and write a record; without a name, the list of benchmarks"
     if not argv or argv[0] in ('-h', '--help'):
         print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:9} {b[-1]}' for name, b in _BENCHMARKS.items())]))
         return 0 if argv else 2

@@ -17,7 +17,7 @@ from .pairs import Pairs
 from .fft import fast_size
 from .structure import CAUSAL
 from .kernel import TILE, Kernel, Normalised, core
-from .scan import chunk_size
+from .scan import WALK, chunk_size
 
 # %% ../../nbs/operator/69_cost.ipynb #cost
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def per_pair(kernel: Kernel, measure: Measure, channels: int) -> tuple[int, int,
     s = kernel.structure
     if s.stationary and measure.regular: return 1, 0, 1                                             # looked up by its lag
     work = kernel.work(measure.regular)
+    if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work                     # exponentials, and differences in float64
     if work > 1: return 2 * sum([p.numel() for p in kernel.parameters()]) // kernel.heads, channels, work      # a network for every pair
     features = s.rank or s.state or channels
     return 2 * features + 2, features, 1
@@ -103,6 +104,9 @@ SAMPLES = 64           # the default of `monte_carlo`
 def states(kernel: Kernel, measure: Measure, channels: int) -> Cost:
     "Of `scan`."
     s, c = core(kernel).structure, channels + kernel.structure.normalised
+    if s.state * c <= WALK and any([getattr(k, 'gates', '') == 'feature' for k in core(kernel).modules()]):
+        numbers = kernel.heads * measure.n * s.state * c                                              # of all states
+        return Cost('scan', 90 * numbers, _BYTES * 12 * numbers, _BYTES * 5 * numbers)
     (p, f, held), points, chunk = per_pair(kernel, measure, channels), kernel.heads * measure.n, min(chunk_size(s.state, c), measure.n)
     return Cost('scan', points * (chunk * (p + 2 * c) + 4 * s.state * c),
                 _BYTES * points * (2 * chunk * (held + 1) + 2 * (2 * s.state + 2 * c) + 4 * s.state * c / chunk),

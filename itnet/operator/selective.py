@@ -45,19 +45,19 @@ class Selective(Content):
 @patch
 def features(self: Selective, x: Tensor) -> Tensor: return F.softplus(x) if self.structure.positive else x
 @patch
-def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "ψ, (B, H, N, R), G, (B, H, N, R|1), float64, and its steps w g. ValueError unless the measure is a line in order with weights ≥ 0."
+def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
+    "ψ, (B, H, N, R), and the steps w g, (B, H, N, R|1). ValueError unless the measure is a line in order with weights ≥ 0."
     return self.gated(measure, Content.right(self, measure, u), F.logsigmoid(split_heads(self.gate(u), self.heads)))
 
 @patch
-def gated(self: Selective, measure: Measure, psi: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    "ψ, the sums of w g, and its steps. ValueError unless the measure is a line in order with weights ≥ 0."
+def gated(self: Selective, measure: Measure, psi: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    "ψ and w g. ValueError unless the measure is a line in order with weights ≥ 0."
     if not measure.ordered:
         raise ValueError('gates are integrated along a line: use Measure.sequence, or Measure.scattered with increasing positions, for a Selective kernel')
     if measure.signed: raise ValueError('a negative weight would turn forgetting into growth: a Selective kernel needs weights ≥ 0')
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     if measure.weight is not None: g = g * measure.weight[:, None, :, None].to(g.dtype)
-    return psi, g.double().cumsum(2), g
+    return psi, g
 
 # %% ../../nbs/operator/55_selective.ipynb #forget
 def forget(G: Tensor,                 # differences, float64
@@ -92,9 +92,10 @@ def triangle(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor) -> Tensor:
 
 # %% ../../nbs/operator/55_selective.ipynb #values
 @patch
-def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Tensor]) -> Tensor:
     if pairs.at is not None: raise ValueError('gates are known at the inputs alone: a Selective kernel cannot be used for outputs elsewhere')
-    psi, G, _ = right
+    psi, g = right
+    G = g.double().cumsum(2)
     phi, a, psi, b = pairs.rows(left), pairs.rows(G), pairs.columns(psi), pairs.columns(G)
     if G.shape[-1] == 1: return keep(pairs, CAUSAL, (phi @ psi.mT) * forget(a - b.mT, phi), 0.)
     before, here = -pairs.offset[0], phi.shape[-2]
@@ -105,6 +106,6 @@ def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Ten
     return torch.cat([far(phi, a, p, s, a[..., :1, :]), triangle(phi, a, q, t), (0 * phi[..., :1]) @ rest[..., :1].mT], -1)
 
 @patch
-def recurrence(self: Selective, measure: Measure, left: Tensor, right: tuple[Tensor, Tensor, Tensor]) -> Decay:
-    psi, _, g = right
+def recurrence(self: Selective, measure: Measure, left: Tensor, right: tuple[Tensor, Tensor]) -> Decay:
+    psi, g = right
     return Decay(left, g, psi)

@@ -32,7 +32,7 @@ class Stationary(Kernel):
         "κ at every lag of `box`, (H, *L)."
         return self.of_lag(lag_grid(box, spacing, self._device))
 
-    def work(self, regular): return 1 if regular else max(1, sum(p.numel() for p in self.parameters()) // self.heads)
+    def work(self, regular): return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
 
     @property
     def _device(self): return next((p.device for p in self.parameters()), None)

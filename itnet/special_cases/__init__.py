@@ -6,5 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/special_cases/index.ipynb #imports
-from .case import from_torch
-from . import convolution, spectral, position, recurrence, depth, attention, linear_attention, scattered      # each fills the table of layers
+from .case import from_torch, integrals, explain_integrals
+from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub, scattered      # each fills the table of layers
+from .pretrained import from_pretrained_model
+from .relax import constraints_of, relax
