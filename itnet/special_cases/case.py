@@ -114,15 +114,18 @@ def from_torch(layer: nn.Module | Callable      # a layer, or a function such as
 def integrals(model: nn.Module,
               example: tuple | dict          # arguments of the model
              ) -> dict[str, list[Integral]]:
-    "The integrals that each converted layer takes, in order. ValueError if the model has no such layer."
+    "The integrals that each converted layer takes in evaluation mode, in order. ValueError if the model has no such layer."
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SpecialCase)}
     if not layers: raise ValueError(f'{type(model).__name__} has no layer that was converted: use from_torch or from_pretrained_model first')
     found = {name: [] for name in layers}
+    modes = {m: m.training for m in model.modules()}                          # a look must not move the statistics of a normalisation
+    model.eval()
     for name, layer in layers.items(): layer.watch = found[name].append
     try:
         with torch.no_grad(): model(**example) if isinstance(example, dict) else model(*example)
     finally:
         for layer in layers.values(): layer.watch = None
+        for m, training in modes.items(): m.training = training
     return found
 
 def explain_integrals(model: nn.Module, example: tuple | dict) -> str:
