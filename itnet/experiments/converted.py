@@ -117,7 +117,7 @@ def compare(name: str, sizes: dict, small: bool, repeat: int) -> dict:
 def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2, mamba
                     images: int = 2,                            # in a batch of the convolutional network
                     side: int = 224,                            # pixels along each side of an image
-                    tokens: int = 512,                          # of the one text of a language model
+                    tokens: int = 256,                          # of the one text of a language model
                     repeat: int = 5,                            # timed passes of each
                     threads: int = 2,                           # CPU threads
                     small: bool = False,                        # networks of a few thousand parameters instead
@@ -129,10 +129,10 @@ def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2
     if min(images, side, tokens, repeat, threads) < 1 or not networks: raise ValueError('networks, images, side, tokens, repeat and threads must be at least 1')
     sizes = dict(images=images, side=side, tokens=tokens)
     with settled(threads):
-        rows = [compare(name, sizes, small, repeat) for name in networks]
-        for row in rows:
+        record = begin_record('converted', repeat=repeat, small=small, **sizes)
+        record['rows'] = [compare(name, sizes, small, repeat) for name in networks]
+        for row in record['rows']:
             for train, kind in enumerate(_PASSES): row[kind] |= memory(row['name'], bool(train), sizes, small, threads)
-        record = begin_record('converted', repeat=repeat, small=small, **sizes, rows=rows)
     write_record(record, out)
     return converted_table(record)
 

@@ -36,6 +36,7 @@ def bench_equality(count: int = 50,                                     # config
     "Compare every special case with its independent implementation. ValueError for counts below 1."
     if min(count, threads) < 1: raise ValueError(f'count={count} and threads={threads} must be at least 1')
     with settled(threads):
-        record = begin_record('equality', count=count, rows=[row(case, count) for case in cases()])
+        record = begin_record('equality', count=count)
+        record['rows'] = [row(case, count) for case in cases()]
     write_record(record, out)
     return rosetta(record)

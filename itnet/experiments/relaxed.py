@@ -48,15 +48,15 @@ def infill(symbols: int = 16, length: int = 48, batch: int = 32):
 # %% ../../nbs/experiments/50_relaxed.ipynb #models
 def subject(name: str) -> nn.Module:
     "A small network of transformers with random weights. ValueError for an unknown name."
+    import transformers as T
+    T.logging.set_verbosity_error()                   # Mamba says that it has no fused kernels on a CPU
     if name == 'ResNet':
-        from transformers import ResNetConfig, ResNetForImageClassification
-        return ResNetForImageClassification(ResNetConfig(num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type='basic', num_labels=10))
+        size = dict(num_channels=1, embedding_size=16, hidden_sizes=[16, 32], depths=[1, 1], layer_type='basic', num_labels=10)
+        return T.ResNetForImageClassification(T.ResNetConfig(**size))
     if name == 'GPT-2':
-        from transformers import GPT2Config, GPT2LMHeadModel
-        return GPT2LMHeadModel(GPT2Config(vocab_size=17, n_positions=64, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., use_cache=False))
-    if name == 'Mamba':
-        from transformers import MambaConfig, MambaForCausalLM
-        return MambaForCausalLM(MambaConfig(vocab_size=17, hidden_size=32, num_hidden_layers=2, state_size=4, use_cache=False))
+        size = dict(vocab_size=17, n_positions=64, n_embd=32, n_layer=2, n_head=2)
+        return T.GPT2LMHeadModel(T.GPT2Config(**size, resid_pdrop=0., embd_pdrop=0., attn_pdrop=0., use_cache=False))
+    if name == 'Mamba': return T.MambaForCausalLM(T.MambaConfig(vocab_size=17, hidden_size=32, num_hidden_layers=2, state_size=4, use_cache=False))
     raise ValueError(f'unknown subject {name!r}: choose from {list(SUBJECTS)}')
 
 # task, what is freed, and the largest rate, which is that of both
@@ -111,9 +111,9 @@ def bench_relaxed(seeds: int = 3,                                  # of weights 
     "Relax three small trained networks and train them on, beside the constrained ones. ValueError for counts below 1."
     if min(seeds, steps, warm, threads) < 1: raise ValueError('seeds, steps, warm and threads must be at least 1')
     with settled(threads):
-        start = time.perf_counter()
-        rows = [compare(name, seed, steps, warm) for name in SUBJECTS for seed in range(seeds)]
-        record = begin_record('relaxed', seeds=seeds, steps=steps, warm=warm, rows=rows, seconds=round(time.perf_counter() - start, 1))
+        record, start = begin_record('relaxed', seeds=seeds, steps=steps, warm=warm), time.perf_counter()
+        record['rows'] = [compare(name, seed, steps, warm) for name in SUBJECTS for seed in range(seeds)]
+        record['seconds'] = round(time.perf_counter() - start, 1)
     write_record(record, out)
     return relaxed_table(record)
 
