@@ -138,7 +138,7 @@ def test_doctor(itnet):
     assert itnet("doctor")[0] == 0
 
 
-@pytest.mark.parametrize("line", ["bench -h", "bench rules -h", "bench scaling -h", "bench block -h", "explain -h"])
+@pytest.mark.parametrize("line", ["bench -h", "bench rules -h", "bench scaling -h", "bench block -h", "bench equality -h", "bench converted -h", "bench relaxed -h", "explain -h"])
 def test_help_of_new_commands(itnet, line):
     code, out, err = itnet(line)
     assert code == 0 and f"usage: itnet {line.removesuffix(' -h')}" in out and not err

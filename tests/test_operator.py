@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itnet.operator import plan, scan
+from itnet.operator import plan
 from itnet.operator.content import ExpDot, Separable, Softmax
 from itnet.operator.kernel import Kernel
 from itnet.operator.measure import Measure
@@ -41,16 +41,7 @@ STEPS = {"taps", "short", "near"}                        # defined at the steps 
 ANYWHERE = sorted(set(KERNELS) - STEPS - {"gates", "gates, summed"})        # gates run along a line
 ON_A_RING = ["implicit", "separable", "far", "attention", "bias", "short", "window", "near"]
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    "Chunks of three points, so that short lines have several; one thread, since everything is small."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "chunk_size", lambda *sizes: 3)
-        patch.setattr(scan, "BLOCK", 2)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("short_chunks")
 
 
 bounded = functools.partial(settings, derandomize=True, deadline=None, database=None)

@@ -10,6 +10,7 @@ from itnet.special_cases import hub
 from itnet.special_cases.case import SpecialCase
 from itnet.special_cases.equality import differences
 from itnet.special_cases.pretrained import from_pretrained_model, look, outside, report
+from itnet.special_cases.relax import constraints_of, freed, relax
 
 IDS = torch.randint(1, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 TEXT = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0)
@@ -93,6 +94,27 @@ def test_a_wrong_kernel_is_noticed(networks):
     layer = same.bert.encoder.layer[0].attention.self
     layer.integral = Flat(layer.integral.original)
     assert relative(same(IDS).logits, model(IDS).logits) > 1e-2
+
+
+@pytest.mark.parametrize("name, free", [("resnet", "translation invariance"), ("resnet", "locality"), ("gpt2", "causality"), ("llama", "causality"),
+                                        ("mamba", "causality"), ("mamba2", "causality")])
+def test_a_relaxed_network_starts_where_it_was(networks, name, free):
+    same, args = from_pretrained_model(networks(name)), call(name)
+    if free == "causality": args["use_cache"] = False
+    relaxed = relax(same, free, args)
+    assert any(free in held for held in constraints_of(same, args).values()) and all(found == [free] for found in freed(relaxed).values())
+    with torch.no_grad():
+        before = same(**args).logits
+        assert relative(relaxed(**args).logits, before) < 1e-12
+        for path, p in relaxed.named_parameters():
+            if "freedom" in path and not p.any(): p.normal_(0, 0.3)
+        assert relative(relaxed(**args).logits, before) > 1e-6
+        if free == "causality":
+            other = IDS.clone()
+            other[:, -1] = other[:, -1] % 48 + 1                        # another last word
+            first = lambda model, ids: model(ids, use_cache=False).logits[:, 0]
+            assert torch.equal(first(same, other), first(same, IDS)) and relative(first(relaxed, other), first(relaxed, IDS)) > 1e-9
+            with pytest.raises(NotImplementedError, match="use_cache=False"): relaxed.generate(IDS, max_new_tokens=2, do_sample=False, pad_token_id=0)
 
 
 def test_the_original_is_left_alone(networks):

@@ -4,7 +4,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itnet.operator import scan
 from itnet.special_cases.equality import by_chance, check
 from itnet.special_cases.rosetta import cases, planted
 
@@ -12,16 +11,7 @@ BOUND = 1e-10
 CASES = pytest.mark.parametrize("case", cases(), ids=lambda case: case.name.replace(" ", "-"))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
-    "Chunks of three points, so that short lines have several; one thread, since everything is small."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan, "chunk_size", lambda *sizes: 3)
-        patch.setattr(scan, "BLOCK", 2)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("short_chunks")
 
 
 def errors(case, data) -> dict[str, float]:

@@ -7,7 +7,7 @@ __all__ = ['bench_rules', 'rules_table', 'subject', 'inputs', 'forward_seconds',
            'dense_mb', 'fresh_mb', 'bench_scaling', 'scaling_table']
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #imports
-import pickle, subprocess, sys, time
+import time
 import numpy as np
 import torch
 from ..operator.measure import Measure
@@ -17,7 +17,7 @@ from ..operator.content import Separable, Softmax
 from ..operator.crossover import choices, choices_table, fit_rates, time_rules
 from ..operator.plan import apply
 from ..operator.rates import save as save_rates
-from .block_speed import Peak, begin_record, spread, write_record
+from .block_speed import Peak, begin_record, in_fresh_process, spread, write_record
 from ..training.device import settled
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #bench-rules
@@ -133,13 +133,9 @@ def dense_mb(name: str, n: int, threads: int) -> tuple[float, float]:
     seconds = dense_step(name, n)
     return peak.stop(), seconds
 
-_FRESH = 'import pickle, sys; from itnet.experiments.rule_scaling import dense_mb; print(*dense_mb(*pickle.load(sys.stdin.buffer)))'
-
 def fresh_mb(name: str, n: int, threads: int) -> dict:
     "`dense_mb` in a fresh process."
-    run = subprocess.run([sys.executable, '-c', _FRESH], input=pickle.dumps((name, n, threads)), capture_output=True)
-    if run.returncode: raise RuntimeError(f'the memory measurement failed: {run.stderr.decode().strip().splitlines()[-1]}')
-    mb, seconds = map(float, run.stdout.split())
+    mb, seconds = in_fresh_process('itnet.experiments.rule_scaling', 'dense_mb', name, n, threads)
     return dict(kernel=name, n=n, added_mb=mb, seconds=seconds)
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #bench

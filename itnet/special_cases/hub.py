@@ -22,7 +22,10 @@ from .attention import attention_kernel
 def _points(mask: Tensor                         # (B|1, 1|H, N, M)
            ) -> tuple[Tensor, bool] | None:      # (B|1, M)
     "A mask as which inputs count, and whether j ≤ i. None if it is more than that."
-    if mask.dtype != torch.bool or mask.shape[1] != 1 or torch.compiler.is_compiling(): return None
+    if mask.shape[1] != 1 or mask.requires_grad or torch.compiler.is_compiling(): return None
+    if mask.dtype != torch.bool:                                                 # of `eager`: zero, or the smallest number
+        added, mask = mask, mask == 0
+        if not (mask | (added <= torch.finfo(added.dtype).min)).all() or not mask.any(-1).all(): return None
     last = mask[:, :, -1:]                                                       # what the last output sees
     if (mask == last).all(): return last[:, 0, 0], False
     past = mask.shape[-2] == mask.shape[-1] and (mask == last & torch.ones_like(mask[0, 0]).tril()).all()

@@ -18,7 +18,7 @@ from ..operator.stationary import Taps
 from ..operator.given import Gates
 from ..operator.scan import resume
 from ..operator.plan import RULES, possible
-from .case import SpecialCase, converts, refuse
+from .case import Integral, SpecialCase, converts, refuse
 from .equality import Case, Drawn, tensor
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mixer
@@ -59,9 +59,12 @@ def stream(self: _Mixer, kernel: Kernel, v: Tensor, cache, sums: Tensor | None) 
     "∫ K v dμ of a line, (B, H, N, d); with a cache, from the state `sums` (B, H, R, d) on, and the new state is kept."
     line = Measure.sequence(v.shape[2])
     if cache is None: return self.integrate(kernel, line, v)
+    if self.freedom: refuse(self.original, 'cache_params', type(cache).__name__, 'a relaxed layer is not the recurrence that a cache continues: use_cache=False')
     y, state = resume(kernel, line, None, v, sums)
     cache.update_recurrent_state(self.as_cached(state), self.layer_idx)
-    return y if sums is not None or self.rule in ('auto', 'scan') else self.integrate(kernel, line, v)
+    if sums is None and self.rule not in ('auto', 'scan'): return self.integrate(kernel, line, v)
+    if self.watch is not None: self.watch(Integral(kernel, line, v, y, by_heads=True))
+    return y
 
 @patch
 def remembered(self: _Mixer, cache) -> Tensor | None:

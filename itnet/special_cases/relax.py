@@ -128,9 +128,10 @@ class Future(nn.Module):
     "g K^R v, zero at the start; frees causality."
     def __init__(self, integral: Integral, rank: int):
         super().__init__()
-        self.gain = nn.Parameter(torch.zeros(integral.v.shape[1], dtype=integral.y.dtype, device=integral.y.device))
+        self.gain = nn.Parameter(torch.zeros(integral.y.shape[1], dtype=integral.y.dtype, device=integral.y.device))
 
     def forward(self, run, integral: Integral) -> Tensor:
+        if integral.elsewhere: raise NotImplementedError('causality was freed, and a stream has no future: call the model on whole sequences, with use_cache=False')
         m = integral.measure
         turned = m if m.regular and m.weight is None else _turned(m)
         return self.gain[:, None, None] * run(mirrored(integral.kernel), turned, integral.v.flip(2)).flip(2)
