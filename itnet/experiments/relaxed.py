@@ -104,7 +104,7 @@ def compare(name: str, seed: int, steps: int, warm: int) -> dict:
 # %% ../../nbs/experiments/50_relaxed.ipynb #bench
 def bench_relaxed(seeds: int = 3,                                  # of weights and batches
                   steps: int = 200,                                # after the conversion
-                  warm: int = 1000,                                # before it
+                  warm: int = 400,                                 # before it
                   threads: int = 2,                                # CPU threads
                   out: str = 'results/special_cases/relaxed.json'  # the record
                  ) -> str:                                         # a table, as Markdown

@@ -101,7 +101,7 @@ SILENT = {'use_cache', 'position_ids', 'cache_position', 'position_embeddings', 
 def attend(module, query, key, value, attention_mask=None, scaling=None, dropout=0., is_causal=None, position_bias=None,
            **kwargs):
     "For `AttentionInterface`: its arguments, and what its functions return."
-    if not isinstance(getattr(module, 'integral', None), Attention):
+    if not isinstance(getattr(module, 'integral', None), SpecialCase):
         refuse(module, 'attn_implementation', 'itnet', 'convert the layer by from_torch, or the model by from_pretrained_model')
     if dropout: refuse_dropout(module, dropout)
     for name, x in kwargs.items():
@@ -136,7 +136,7 @@ INTERFACE = [f'transformers.models.{name.split(".")[0]}.modeling_{name}' for nam
 def with_integral(layer: nn.Module) -> nn.Module:
     "A layer that looks its attention up by name, with ours. It keeps its class."
     found = layer.config._attn_implementation
-    if found == 'itnet' and isinstance(getattr(layer, 'integral', None), Attention): return layer
+    if found == 'itnet' and isinstance(getattr(layer, 'integral', None), SpecialCase): return layer
     if found not in (None, 'eager', 'sdpa'): refuse(layer, 'attn_implementation', found, "build it with 'sdpa' or 'eager'")
     if getattr(layer, 'reorder_and_upcast_attn', False):
         refuse(layer, 'reorder_and_upcast_attn', True, 'set it to False: scores have the precision of the queries')
