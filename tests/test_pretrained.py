@@ -10,7 +10,7 @@ from itnet.special_cases import hub
 from itnet.special_cases.case import SpecialCase
 from itnet.special_cases.equality import differences
 from itnet.special_cases.pretrained import from_pretrained_model, look, outside, report
-from itnet.special_cases.relax import constraints_of, freed, relax
+from itnet.special_cases.relaxation import constraints_of, freed, relax
 
 IDS = torch.randint(1, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 TEXT = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .block_speed import begin_record, write_record
 from ..special_cases.pretrained import from_pretrained_model
-from ..special_cases.relax import relax
+from ..special_cases.relaxation import relax
 from ..training.device import settled
 
 # %% ../../nbs/experiments/50_relaxed.ipynb #digits

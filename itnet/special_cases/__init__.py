@@ -9,4 +9,4 @@ __all__ = []
 from .case import from_torch, integrals, explain_integrals
 from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub, scattered      # each fills the table of layers
 from .pretrained import from_pretrained_model
-from .relax import constraints_of, relax
+from .relaxation import constraints_of, relax
