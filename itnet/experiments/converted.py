@@ -67,8 +67,8 @@ def once_more(model: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.
 def added_mb(name: str, converted: bool, train: bool, sizes: dict, small: bool, threads: int) -> float:
     "Megabytes that a pass adds to this process."
     torch.set_num_threads(threads)
-    model = network(name, small)
-    if converted: model = from_pretrained_model(model)
+    original = network(name, small)                      # kept, or the copy would be given its memory
+    model = from_pretrained_model(original) if converted else original
     step(model, *inputs(name, model, 1, 32, 8), train)
     model.zero_grad(); gc.collect()
     x, labels = inputs(name, model, **sizes)
