@@ -7,7 +7,6 @@ __all__ = ['Batch', 'SUBJECTS', 'digits', 'infill', 'subject', 'loss_of', 'held_
            'relaxed_table']
 
 # %% ../../nbs/experiments/50_relaxed.ipynb #imports
-import copy
 import time
 import torch
 import torch.nn as nn

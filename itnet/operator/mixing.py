@@ -6,12 +6,11 @@
 __all__ = ['Correlation', 'mix']
 
 # %% ../../nbs/operator/66_mixing.ipynb #imports
-import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .measure import Measure
-from .lags import box_shape, check_axes, is_finite, lag_box
+from .lags import check_axes, is_finite, lag_box
 from .pairs import Pairs
 from .fft import convolve
 from .kernel import Kernel, over_strips, read, strips

@@ -6,7 +6,6 @@
 __all__ = ['BLOCK', 'WALK', 'PART', 'carry', 'chunk_size', 'scan', 'resume', 'advance', 'streamable']
 
 # %% ../../nbs/operator/62_scan.ipynb #imports
-import math
 from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F

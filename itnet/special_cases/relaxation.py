@@ -13,7 +13,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from ..operator.lags import is_finite
-from ..operator.measure import Measure, safe_total
+from ..operator.measure import Measure
 from ..operator.kernel import Kernel, Normalised, Product, Restricted, Sum
 from ..operator.stationary import Exponentials, Implicit, Stationary
 from ..operator.content import Content

@@ -9,7 +9,7 @@ __all__ = ['cases', 'rosetta', 'planted']
 from contextlib import contextmanager
 from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered
 from .case import SpecialCase
-from .equality import Case, Choose, check
+from .equality import Case
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #cases
 _FAMILIES = (convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered)
