@@ -16,7 +16,7 @@ from ..operator.measure import Measure
 from ..operator.kernel import Kernel
 from ..operator.stationary import Exponentials
 from ..operator.content import merge_heads, rotary, split_heads
-from ..operator.given import Gates, Terms
+from ..operator.given import Gates, Terms, skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Drawn, tensor
 
@@ -120,7 +120,7 @@ class RetentionCase(SpecialCase):
 
     def kernel(self, x: Tensor, line: Measure) -> Kernel:
         q, k = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj))
-        with torch.device('meta'): decay = Exponentials(self.heads, modes=1, positive=True)
+        decay = skeleton(Exponentials, self.heads, modes=1, positive=True)
         rate = -self.gamma.to(q.dtype).log()[:, None]
         return Terms(*(rotary(s, line, self.base) for s in (q, k * q.shape[-1] ** -.5))) * decay.given(log_decay=rate.log(), c=torch.zeros_like(rate))
 

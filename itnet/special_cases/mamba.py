@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from ..operator.measure import Measure
 from ..operator.kernel import Kernel
 from ..operator.stationary import Taps
-from ..operator.given import Gates
+from ..operator.given import Gates, skeleton
 from ..operator.scan import resume
 from ..operator.plan import RULES, possible
 from .case import Integral, SpecialCase, converts, refuse
@@ -31,12 +31,9 @@ class _Mixer(SpecialCase):
         self.original = type(layer).__name__
         for name in self.copied: setattr(self, name, getattr(layer, name))
 
-    def integrate(self, kernel: Kernel, measure: Measure, v: Tensor, at: Measure | None = None) -> Tensor:
-        "By the rule asked for where the kernel allows it, else by the cheapest."
-        asked = self.rule
-        if asked in RULES and asked not in possible(kernel, measure): self.rule = 'auto'
-        try: return super().integrate(kernel, measure, v, at)
-        finally: self.rule = asked
+    def rule_for(self, kernel: Kernel, measure: Measure) -> str:
+        "The rule asked for where the kernel allows it, else the cheapest."
+        return 'auto' if self.rule in RULES and self.rule not in possible(kernel, measure) else self.rule
 
 def _silent(x: Tensor, mask: Tensor | None) -> Tensor:
     "x (B, N, D), zero at masked points."
@@ -48,9 +45,8 @@ def filtered(self: _Mixer, x: Tensor, cache) -> Tensor:
     "The depthwise filter and its activation, (B, N, C); the cache brings the last inputs, and keeps them."
     n, taps = x.shape[1], self.conv1d.weight.squeeze(1).flip(-1)                               # torch correlates
     if cache is not None: x = cache.update_conv_state(x.mT, self.layer_idx, conv_kernel_size=self.conv_kernel_size).mT
-    with torch.device('meta'): kernel = Taps(*taps.shape, origin=0)
     v = x.mT.unsqueeze(-1).to(taps.dtype)
-    y = self.integrate(kernel.given(weight=taps), Measure.sequence(x.shape[1]), v).squeeze(-1).mT[:, -n:]
+    y = self.integrate(skeleton(Taps, *taps.shape, origin=0).given(weight=taps), Measure.sequence(x.shape[1]), v).squeeze(-1).mT[:, -n:]
     return self.act(y if self.conv1d.bias is None else y + self.conv1d.bias).to(x.dtype)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #stream

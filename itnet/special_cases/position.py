@@ -14,10 +14,10 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..operator.measure import Measure, per_axis, safe_total
 from ..operator.stationary import Taps
-from ..operator.given import Table, Terms
+from ..operator.given import Table, Terms, skeleton
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
-from .convolution import extended, reading, skeleton
+from .convolution import extended, reading
 
 # %% ../../nbs/special_cases/14_position.ipynb #sizes
 def _sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
@@ -59,7 +59,7 @@ def sums(self: AveragePool, x: Tensor, ends, counts) -> Tensor:
     origin, missing, rows = zip(*[reading(n, k, 1, s, p, count)
                                   for n, k, s, p, count in zip(x.shape[2:], self.size, self.steps, ends, counts)])
     x = extended(x, missing)
-    kernel = skeleton(Taps, 1, self.size, origin, (1,) * self.ndim).given(weight=x.new_ones(1, *self.size))
+    kernel = skeleton(Taps, 1, self.size, origin).given(weight=x.new_ones(1, *self.size))
     return self.mix(kernel, Measure.grid(x.shape[2:]), x.movedim(1, -1), 1, rows).movedim(-1, 1)
 
 @patch

@@ -18,7 +18,7 @@ from ..operator.lags import Box, on_box
 from ..operator.structure import CAUSAL, Structure
 from ..operator.kernel import Kernel
 from ..operator.stationary import Stationary, Taps
-from ..operator.given import Gates
+from ..operator.given import Gates, skeleton
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 from .fixed_point import solve
@@ -143,8 +143,7 @@ def _leave(self: Recurrent, u: Tensor, ends: list[Tensor], single: bool):
 def lag_one(W: Tensor) -> Kernel:                  # (O, C)
     "W at lag 1, zero elsewhere: O·C heads."
     taps = torch.stack([torch.zeros_like(W), W], -1).flatten(0, 1)
-    with torch.device('meta'): kernel = Taps(len(taps), 2, origin=0)
-    return kernel.given(weight=taps)
+    return skeleton(Taps, len(taps), 2, origin=0).given(weight=taps)
 
 @converts(nn.RNN)
 class RNN(Recurrent):

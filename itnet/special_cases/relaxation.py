@@ -126,11 +126,9 @@ def mirrored(kernel: Kernel) -> Kernel:
 
 def nearby(kernel: Kernel, decay: Kernel) -> Kernel:
     "A normalised kernel with one more factor under its normaliser."
-    new = copy.copy(kernel)
-    if not isinstance(kernel, Normalised | Restricted): return kernel * decay
-    new._modules = {'kernel': nearby(kernel.kernel, decay)}
-    new.structure = type(kernel)(new.kernel).structure if isinstance(kernel, Normalised) else new.kernel.structure.within(kernel.structure.support)
-    return new
+    if isinstance(kernel, Normalised): return Normalised(nearby(kernel.kernel, decay))
+    if isinstance(kernel, Restricted): return Restricted(nearby(kernel.kernel, decay), kernel.structure.support)
+    return kernel * decay
 
 class Future(nn.Module):
     "K^R v G, G zero at the start; frees causality. Of a normalised kernel, K^R has a factor that begins near."

@@ -7,7 +7,6 @@ __all__ = ['CASES', 'SpectralConv', 'Harmonics', 'Spectral']
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #imports
 import math
-from functools import lru_cache
 import torch
 import torch.nn as nn
 from fastcore.basics import patch
@@ -16,6 +15,7 @@ from ..operator.measure import Measure
 from ..operator.lags import Box, lag_box
 from ..operator.structure import Factors, Structure
 from ..operator.stationary import Stationary
+from ..operator.given import skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Choose, Drawn, tensor
 
@@ -96,11 +96,6 @@ def of_lag(self: Harmonics, lag: Tensor) -> Tensor:
     return torch.tensordot(self.coefficients, waves, dims=(list(range(1, k.ndim)), list(range(lag.ndim - 1, angle.ndim)))).real
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #case
-@lru_cache(maxsize=None)
-def _skeleton(heads: int, modes: tuple[int, ...]) -> Harmonics:
-    "The kernel on the unit torus, without numbers."
-    with torch.device('meta'): return Harmonics(heads, modes, (1.,) * len(modes))
-
 @converts(SpectralConv)
 class Spectral(SpecialCase):
     "The integral layer of a Fourier neural operator."
@@ -112,7 +107,7 @@ class Spectral(SpecialCase):
         "Its kernel, on the unit torus."
         blocks = [getattr(self, f'weights{k + 1}') for k in range(2 ** (len(self.modes) - 1))]
         for axis in range(2, 1 + len(self.modes)): blocks = [torch.cat(pair, axis) for pair in zip(blocks[::2], blocks[1::2])]
-        return _skeleton(self.inputs * self.outputs, self.modes).given(coefficients=blocks[0].transpose(0, 1).flatten(0, 1))
+        return skeleton(Harmonics, self.inputs * self.outputs, self.modes, (1.,) * len(self.modes)).given(coefficients=blocks[0].transpose(0, 1).flatten(0, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         "(B, C, *S) -> (B, O, *S)."

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..operator.measure import Measure
 from ..operator.kernel import Kernel
 from ..operator.stationary import Exponentials
+from ..operator.given import skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Drawn, tensor
 
@@ -128,8 +129,7 @@ def discretise(decay: Tensor,                # -Re A > 0
 
 def exponentials(log_decay: Tensor, omega: Tensor, c: Tensor, d: Tensor) -> Kernel:
     "Σ_s e^{-a t} (c cos ωt + d sin ωt) of parameters (H, S) computed elsewhere."
-    with torch.device('meta'): kernel = Exponentials(*log_decay.shape)
-    return kernel.given(log_decay=log_decay, omega=omega, c=c, d=d)
+    return skeleton(Exponentials, *log_decay.shape).given(log_decay=log_decay, omega=omega, c=c, d=d)
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #s4d-case
 @converts(S4D)
