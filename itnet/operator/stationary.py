@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .measure import Measure, per_axis
+from .conv_methods import kept
 from .lags import Box, lag_box, on_box
 from .pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
@@ -41,6 +42,10 @@ class Stationary(Kernel):
         "On a grid, κ at every lag that occurs, (1, H, 1, *L)."
         return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None, :, None] if measure.regular else None
 
+    def kappa(self, right: Tensor) -> Tensor:
+        "κ, given what `right` returns."
+        return right
+
     def values(self, pairs: Pairs, left, right) -> Tensor:
         if not pairs.regular: return self.of_lag(pairs.lag(self._device)).movedim(0, 1)
         return self.spread(pairs, right)
@@ -51,9 +56,18 @@ class Stationary(Kernel):
         return pairs.toeplitz(table[0, :, 0], tuple((lo, lo + size - 1) for (lo, _), size in box), outside)
 
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
+        make = lambda: self._on_lags(measure, right, box)
+        return Factors(None, kept(('kappa', measure.shape, measure.spacing, measure.periodic, box), (self, *self.parameters()), make), None, box)
+
+    def _on_lags(self, measure: Measure, right: Tensor | None, box: Box) -> Tensor:
+        "κ on the lags of `box`, (H, 1, *L)."
         support = self.structure.support
-        if not any(measure.periodic) or support is None: return Factors(None, self.filter(box, measure.spacing).unsqueeze(1), None, box)
-        return Factors(None, on_box(self.filter(support, measure.spacing), support, box, measure).unsqueeze(1), None, box)    # lags may wrap
+        there = lag_box(measure, support)
+        if any(measure.periodic) and support is not None:                                    # lags may wrap
+            return on_box(self.filter(support, measure.spacing), support, box, measure).unsqueeze(1)
+        if any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)): return self.filter(box, measure.spacing).unsqueeze(1)
+        some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already
+        return self.kappa(right[(0, slice(None), slice(None), *some)])
 
 def lag_grid(box: Box, spacing: tuple[float, ...], device=None) -> Tensor:
     "The lags of a box as distances, (*L, p), float64."
@@ -172,7 +186,10 @@ def right(self: Implicit, measure: Measure, u: Tensor | None = None) -> Tensor |
 
 @patch
 def values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
-    return Stationary.values(self, pairs, left, right.exp() if pairs.regular and self.structure.positive else right)
+    return Stationary.values(self, pairs, left, self.kappa(right) if pairs.regular else right)
+
+@patch
+def kappa(self: Implicit, right: Tensor) -> Tensor: return right.exp() if self.structure.positive else right
 
 @patch
 def log_values(self: Implicit, pairs: Pairs, left, right) -> Tensor:
