@@ -41,7 +41,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={"dev": [*cfg["dev_requirements"].split(), *cfg["gpu_requirements"].split()], "gpu": cfg["gpu_requirements"].split()},
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={package}._modidx:d"],  # nbdev finds a symbol's page through this

@@ -96,6 +96,7 @@ def demo(argv: list[str]) -> int:
 
 _BENCHMARKS = {'block': ('block_speed', 'bench_block', (), 'time and memory of ITNet and the Transformer'),
                'rules': ('rule_scaling', 'bench_rules', ('save',), 'which rule is the fastest on this device; --save keeps the rates for its plans'),
+               'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv beside unfused FFTs and attention'),
                'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
                'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
                'converted': ('converted', 'bench_converted', ('small',), 'ResNet-50, GPT-2 and Mamba, converted whole, beside the originals'),

@@ -86,6 +86,8 @@ def test_print_config_reads_back(itnet, tmp_path):
     ("bench rules --lengths many", 2, "lengths"),
     ("bench rules --lengths [64]", 1, "two different lengths"),
     ("bench scaling --lengths [64,128]", 1, "fit_from=1024"),
+    ("bench fft --lengths [0]", 1, "must be positive"),
+    ("bench fft --device tpu", 1, "'tpu' is unknown"),
     ("explain --n 64", 2, "recipe"),
     ("explain --recipe sums/itent --n 64", 2, "nearest: sums/itnet"),
     ("explain --recipe sums/mlp --n many", 2, "n"),
@@ -138,7 +140,7 @@ def test_doctor(itnet):
     assert itnet("doctor")[0] == 0
 
 
-@pytest.mark.parametrize("line", ["bench -h", "bench rules -h", "bench scaling -h", "bench block -h", "bench equality -h", "bench converted -h", "bench relaxed -h", "explain -h"])
+@pytest.mark.parametrize("line", ["bench -h", "bench rules -h", "bench scaling -h", "bench block -h", "bench fft -h", "bench equality -h", "bench converted -h", "bench relaxed -h", "explain -h"])
 def test_help_of_new_commands(itnet, line):
     code, out, err = itnet(line)
     assert code == 0 and f"usage: itnet {line.removesuffix(' -h')}" in out and not err

@@ -55,7 +55,7 @@ def test_version_is_the_packages():
     assert itnet.__version__ == settings()["version"]
 
 
-@pytest.mark.parametrize("kind", ["requirements", "dev_requirements"])
+@pytest.mark.parametrize("kind", ["requirements", "gpu_requirements", "dev_requirements"])
 def test_constraints_pin_every_requirement(kind):
     versions = pins()
     for requirement in map(Requirement, settings()[kind].split()):
@@ -67,12 +67,14 @@ def test_constraints_pin_every_requirement(kind):
 def test_imports_are_declared():
     "Every package that itnet/ imports, at the top of a module or inside a function, is a requirement of settings.ini."
     names = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
-    declared = {names.get(n, n) for n in (Requirement(r).name for r in settings()["requirements"].split())} | {"itnet"}
+    of = lambda key: {names.get(n, n) for n in (Requirement(r).name for r in settings()[key].split())}
+    declared = of("requirements") | {"itnet"}
     for file in (ROOT / "itnet").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in (f.split(".")[0] for f in found):
-                assert name in declared or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
+                optional = of("gpu_requirements") if file.is_relative_to(ROOT / "itnet/gpu") else set()        # imported when a GPU asks for it
+                assert name in declared | optional or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
 
 
 # --- notebooks

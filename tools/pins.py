@@ -16,7 +16,8 @@ def direct() -> list[Requirement]:
     "The requirements that settings.ini names, for use and for development."
     parser = ConfigParser(delimiters=["="])
     parser.read(SETTINGS, encoding="utf-8")
-    return [Requirement(r) for key in ("requirements", "dev_requirements") for r in parser["DEFAULT"][key].split()]
+    found = [Requirement(r) for key in ("requirements", "gpu_requirements", "dev_requirements") for r in parser["DEFAULT"][key].split()]
+    return [r for r in found if r.marker is None or r.marker.evaluate()]
 
 
 def needed(parent: Requirement) -> list[Requirement]:

@@ -6,9 +6,11 @@
 __all__ = ['on_pairs', 'dense', 'direct', 'fft']
 
 # %% ../../nbs/operator/60_rules.ipynb #imports
+from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ..gpu.backend import attempt, usable
 from .measure import Measure
 from .segments import unpack
 from .lags import box_shape, is_finite, lag_box, reached
@@ -56,12 +58,39 @@ def dense(kernel: Kernel,
          ) -> Tensor:                        # (B, H, N, d)
     "Integrate with all pairs of points, strip by strip: any kernel, any measure, O(N²) operations, O(N · tile) numbers held."
     left, right = read(kernel, measure, u, at, u_at)
+    f = None if at is not None else _tiles(kernel, measure, left, right, v)
+    if f is None: return _by_strips(kernel, measure, left, right, v, at)
+    return attempt('tile', lambda: _by_tiles(f, v, isinstance(kernel, Normalised)), lambda: _by_strips(kernel, measure, left, right, v, at))
+
+def _by_strips(kernel: Kernel, measure: Measure, left, right, v: Tensor, at: Measure | None) -> Tensor:
+    "Of any kernel."
     support, batch = kernel.structure.support, max(len(v), batch_size(left, right))
     if isinstance(kernel, Normalised) and kernel.structure.dot and at is None and support in (None, CAUSAL) and measure.weight is None and measure.segments is None:
         if support is None or measure.regular: return _attend(Pairs.all(measure), support, left, right, v)
     parts = strips(kernel, measure, batch, at, None if inner_normalisers(kernel) else support)
     if isinstance(kernel, Normalised) and kernel.structure.dot: return over_strips(lambda pairs: _attend(pairs, support, left, right, v), parts)
     return over_strips(lambda pairs: on_pairs(kernel, pairs, left, right, v), parts)
+
+# %% ../../nbs/operator/60_rules.ipynb #tile
+def _weighted_factors(inner: Kernel, measure: Measure, left, right, dtype: torch.dtype) -> Factors:
+    "φ, κ and w ⊙ ψ."
+    f = inner.factors(measure, left, right, lag_box(measure, inner.structure.support))
+    if measure.weight is None: return f
+    w = measure.weight.to(dtype).flatten(1)[:, None, :, None]
+    return replace(f, psi=w if f.psi is None else f.psi * w)
+
+def _tiles(kernel: Kernel, measure: Measure, left, right, v: Tensor) -> Factors | None:
+    "The factors, if the fused kernel covers this case."
+    inner = core(kernel)
+    line = measure.regular and measure.ndim == 1 and not any(measure.periodic) and measure.segments is None
+    if not (line and inner.structure.rank and usable(v)) or max(inner.structure.rank, v.shape[-1]) > 128: return None
+    f = _weighted_factors(inner, measure, left, right, v.dtype)
+    return f if f.kappa is None or f.kappa.shape[1] == 1 else None
+
+def _by_tiles(f: Factors, v: Tensor, normalise: bool) -> Tensor:
+    from itnet.gpu.tile import tile
+    kappa, origin = (None, 0) if f.kappa is None else (f.kappa[:, 0], -f.box[0][0])
+    return tile(f.phi, f.psi, kappa, v, origin, normalise)
 
 # %% ../../nbs/operator/60_rules.ipynb #direct
 def direct(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Tensor:
@@ -117,10 +146,7 @@ def fft(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Tensor
         rows = unpack(measure, len(v))
         y = fft(kernel, rows.measure, None if u is None else rows.take(u), rows.take(v.transpose(1, 2)).transpose(1, 2))
         return rows.put(y.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-    f = inner.factors(measure, *read(inner, measure, u), lag_box(measure, inner.structure.support))
-    if measure.weight is not None:
-        w = measure.weight.to(v.dtype).flatten(1)[:, None, :, None]
-        f.psi = w if f.psi is None else f.psi * w
+    f = _weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
     if not isinstance(kernel, Normalised): return _by_fft(v, f, measure)
     if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))      # its scale cancels, so it must not round
     y, z, seen = _by_fft(v, f, measure), _integral(v, f, measure), reached(measure, f.box)

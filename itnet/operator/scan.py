@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
+from ..gpu.backend import attempt, usable
 from .measure import Measure
 from .lags import check_axes, is_finite
 from .pairs import Pairs
@@ -215,7 +216,7 @@ def _in_parts(rule: str, kernel, measure, u, v, size=None, S=None, final=False) 
     decay = inner.recurrence(measure, left, right)
     C = size or chunk_size(decay.terms, v.shape[-1])
     each = decay.terms * v.shape[-1] if _walks(inner, decay, v.shape[-1]) else C + decay.terms + v.shape[-1]
-    step = max(1, PART // (max(1, len(v)) * v.shape[1] * C * each)) * C
+    step = measure.n if _fits(decay, measure, v) else max(1, PART // (max(1, len(v)) * v.shape[1] * C * each)) * C
     ys, before, count = [], None, -(-measure.n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
         part = _piece(measure, k * step, (k + 1) * step)
@@ -241,10 +242,21 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
     if weight is not None: x = x * weight.to(x.dtype)[:, None, :, None]
     b, h = _rows(inner, measure, left, right, decay, len(x)), inner.heads
     chunks = _Chunks(inner, measure, left, right, decay, min(measure.n, size or chunk_size(decay.terms, x.shape[-1])))
-    v, start = _side_by_side(x, b, h), None if start is None else _side_by_side(start, b, h)
-    y, S = (chunks.walk if _walks(inner, decay, v.shape[-1]) else chunks.integrate)(v, start, before, final)
-    y, S = _apart(y, x), None if S is None else _apart(S, x)
+    def plain() -> tuple[Tensor, Tensor | None]:
+        z, first = _side_by_side(x, b, h), None if start is None else _side_by_side(start, b, h)
+        y, S = (chunks.walk if _walks(inner, decay, z.shape[-1]) else chunks.integrate)(z, first, before, final)
+        return _apart(y, x), None if S is None else _apart(S, x)
+    y, S = attempt('chunks', lambda: _fused(decay, x, start), plain) if _fits(decay, measure, x) else plain()
     return (y if inner is kernel else y[..., :-1] / safe(y[..., -1:])), S
+
+def _fits(decay: Decay, measure: Measure, x: Tensor) -> bool:
+    "Whether the fused kernel covers this case."
+    return measure.segments is None and decay.terms <= 128 and usable(x)
+
+def _fused(decay: Decay, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    from itnet.gpu.chunks import chunked
+    gate = None if decay.gate is None else decay.gate.float()
+    return chunked(decay.phi, gate, decay.psi, x, start)
 
 # %% ../../nbs/operator/62_scan.ipynb #missing
 def streamable(rule: str, kernel: Kernel, measure: Measure) -> Kernel:

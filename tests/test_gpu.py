@@ -1,0 +1,89 @@
+"""Rules by fused kernels are the rules: on a GPU if there is one, else by Triton's interpreter on the CPU."""
+import pytest
+import torch
+
+from itnet.gpu import backend
+from itnet.operator import fft_conv, rules, scan
+from itnet.operator.content import Separable
+from itnet.operator.measure import Measure
+from itnet.operator.plan import apply
+from itnet.operator.selective import Selective
+from itnet.operator.stationary import Exponentials, Implicit
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(backend.why_not(torch.device(DEVICE)) is not None,
+                                reason=f"{backend.why_not(torch.device(DEVICE))}")
+KERNELS = {
+    "far": ("dense", lambda: (Separable(6, 2, rank=3) * Implicit(2, extent=9, positive=True)).normalise()),
+    "causal": ("dense", lambda: (Separable(6, 2, rank=3) * Implicit(2, extent=9, positive=True)).restrict(causal=True).normalise()),
+    "plain": ("dense", lambda: Separable(6, 2, rank=3) * Implicit(2, extent=9)),
+    "decays": ("scan", lambda: (Separable(6, 2, rank=3) * Exponentials(2, 2, positive=True)).normalise()),
+    "gates": ("scan", lambda: Selective(6, 2, 3)),
+}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    "Fused kernels wherever they fit; what they do not write is NaN."
+    def use(yes: bool):
+        for module in (rules, scan): monkeypatch.setattr(module, "usable", lambda x: yes)
+    monkeypatch.setattr(backend, "POISON", True)
+    monkeypatch.setattr(backend, "FAILED", {})
+    return use
+
+
+def run(kernel, measure, u, v, rule):
+    "Output and gradients of everything."
+    inputs = [u.clone().requires_grad_(), v.clone().requires_grad_()]
+    y = apply(kernel, measure, *inputs, rule)
+    g = torch.sin(torch.arange(y.numel(), device=y.device, dtype=y.dtype)).view_as(y)
+    leaves = inputs + list(kernel.parameters())
+    grads = torch.autograd.grad(y, leaves, g, allow_unused=True)
+    return [y, *(torch.zeros_like(p) if d is None else d for p, d in zip(leaves, grads))]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", KERNELS)
+def test_rules_by_fused_kernels(kernels, name, masked):
+    rule, make = KERNELS[name]
+    torch.manual_seed(0)
+    kernel, n = make().to(DEVICE), 37
+    measure = Measure.sequence(n, torch.rand(2, n, device=DEVICE) > .3) if masked else Measure.sequence(n)
+    u, v = torch.randn(2, n, 6, device=DEVICE), torch.randn(2, 2, n, 5, device=DEVICE)
+    kernels(False)
+    want = run(kernel.double(), measure, u.double(), v.double(), rule)
+    kernels(True)
+    got = run(kernel.float(), measure, u, v, rule)
+    assert not backend.FAILED
+    whole = sum(t.square().sum() for t in want[1:]).sqrt()
+    assert (got[0] - want[0]).norm() <= 2e-6 * want[0].norm()
+    for a, b in zip(got[1:], want[1:]): assert (a - b).norm() <= 2e-6 * whole
+    kernels(False)
+    assert not torch.equal(run(kernel, measure, u, v, rule)[0], got[0])            # it was another way
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fft_conv_by_triton(kernels, dtype):
+    kernels(True)
+    torch.manual_seed(0)
+    u, pre, post = (torch.randn(3, 97, 4, device=DEVICE).to(dtype) for _ in range(3))
+    k = torch.randn(97, 4, device=DEVICE)
+    results = []
+    for method, kind in (("triton", dtype), ("fft", torch.float64)):
+        args = [t.to(kind).requires_grad_() for t in (u, k, pre, post)] if kind == torch.float64 else [t.clone().requires_grad_() for t in (u, k, pre, post)]
+        y = fft_conv.gated_fft_conv(*args, method=method)
+        results.append([y, *torch.autograd.grad(y.double().square().sum(), args)])
+    assert not backend.FAILED
+    for a, b in zip(*results): assert (a - b).norm() <= (2e-6 if dtype == torch.float32 else 2e-2) * b.norm()
+
+
+def test_a_kernel_that_fails_is_replaced_and_reported(kernels, monkeypatch):
+    from itnet.gpu import long_conv
+    from triton.compiler.errors import CompilationError
+
+    def broken(*args): raise CompilationError(None, None, "no such instruction")
+    monkeypatch.setattr(long_conv, "conv", broken)
+    kernels(True)
+    u, k = torch.randn(2, 20, 3, device=DEVICE), torch.randn(20, 3, device=DEVICE)
+    with pytest.warns(RuntimeWarning, match="itnet doctor"): y = fft_conv.fft_conv(u, k, method="triton")
+    assert torch.allclose(y, fft_conv.fft_conv(u, k, method="fft"), atol=1e-5) and "no such instruction" in backend.FAILED["long_conv"]

@@ -1,0 +1,559 @@
+"""Everything that a visit to a GPU should measure, in under nine minutes, as one small JSON file.
+
+    python tools/bench_gpu.py                         # all sections, in order of importance
+    python tools/bench_gpu.py --sections conv tile    # some of them
+    python tools/bench_gpu.py --tiny --out x.json     # tiny sizes on the CPU, Triton's interpreter: keeps this script working
+
+Each section runs in a process of its own, so that a kernel that breaks the CUDA context, or a compilation that never ends,
+costs that section and nothing else. What fails is written down with its message. The file is written again after every
+group of rows. Without a GPU the script says so and writes nothing.
+"""
+import argparse
+import gc
+import importlib
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+
+# times faster than PyTorch, by length
+PUBLISHED = {256: 5.6, 1024: 7.9, 4096: 6.6, 8192: 5.4, 16384: 2.5, 32768: 3.2, 2**20: 1.7}
+SOURCE = "FlashFFTConv, Fu et al. 2023, arXiv:2311.05908: H100, gated, B 64, H 768, half precision, beside PyTorch"
+BOUND = {"float32": 1e-6, "bfloat16": 5e-3, "float16": 1e-3}      # relative errors aimed at
+LONGEST = {"direct": 256, "toeplitz": 2048}                       # taps up to which methods that are quadratic in N are timed
+FULL = SimpleNamespace(
+    device="cuda", rounds=9, least=2e-3, memory=True, copy=2**28, heads=12, width=64, rank=8,
+    conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20), (64, 768, 2048), (64, 768, 512)),
+    conv32=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384), (4, 768, 32768)),
+    more=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384)), taps=(4, 16, 64),
+    check=(97, 1021, 4096, 32768, 8191, 1, 2, 17, 128, 255, 20011, 65537), check_short=(97, 1, 17, 128, 301, 2),
+    tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)), chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
+TINY = SimpleNamespace(
+    device="cpu", rounds=1, least=0., memory=False, copy=2**16, heads=1, width=16, rank=2,
+    conv=((1, 2, 16), (1, 2, 33)), conv32=((1, 2, 19),), more=((1, 2, 40),), taps=(3,), check=(17,), check_short=(17,),
+    tile=((1, 17),), chunks=((1, 17),))
+
+
+def line(e: BaseException) -> str:
+    "An error in one line: its kind and the end of its message."
+    text = " | ".join(s.strip() for s in str(e).strip().splitlines()[-4:])
+    return f"{type(e).__name__}: {text[-500:]}"
+
+
+def rounded(x):
+    "Numbers with four digits, for a small file."
+    if isinstance(x, dict): return {str(k): rounded(v) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return [rounded(v) for v in x]
+    if isinstance(x, float): return float(f"{x:.4g}") if math.isfinite(x) else str(x)
+    return x
+
+
+def section_text(name: str, section: dict) -> str:
+    "A section as JSON, a line for each row."
+    rest = json.dumps({k: v for k, v in section.items() if k != "rows"})
+    return f' {json.dumps(name)}: {rest[:-1]}, "rows": [\n  ' + ",\n  ".join(map(json.dumps, section["rows"])) + "]}"
+
+
+def save(out: Path, **more) -> dict:
+    "The record with these entries replaced; those of `sections` are added to the others."
+    record = json.loads(out.read_text()) if out.exists() else {"name": "bench/gpu", "sections": {}}
+    sections = record["sections"] | more.pop("sections", {})
+    record |= rounded(more) | {"sections": rounded(sections)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}")
+    head = {k: v for k, v in record.items() if k != "sections"}
+    body = ",\n".join(section_text(*item) for item in record["sections"].items())
+    part.write_text(json.dumps(head, indent=1)[:-2] + ',\n "sections": {\n' + body + "\n }\n}\n")
+    part.replace(out)
+    return record
+
+
+class Visit:
+    "One section: its sizes, its time, its rows and what failed."
+
+    def __init__(self, name: str, size: SimpleNamespace, seconds: float, out: Path):
+        self.name, self.size, self.out, self.start, self.end = name, size, out, time.perf_counter(), time.perf_counter() + seconds
+        self.rows, self.failed, self.skipped = [], [], []
+        self.device = torch.device(size.device)
+
+    def left(self) -> float: return self.end - time.perf_counter()
+
+    def add(self, **row) -> None: self.rows.append(row)
+
+    def attempt(self, what: str, f):
+        "f(), or None and its error in the record."
+        try: return f()
+        except Exception as e:
+            self.failed.append({"what": what, "error": line(e)})
+            e.__traceback__ = None                            # frames hold tensors
+        gc.collect()
+        if self.device.type == "cuda": torch.cuda.empty_cache()
+
+    def groups(self, items, need: float):
+        "Items, as long as there is time; the file is written after each."
+        for item in items:
+            if self.left() < need:
+                self.skipped.append(str(item)); continue
+            yield item
+            self.write("running")
+
+    def write(self, status: str) -> None:
+        backend = sys.modules.get("itnet.gpu.backend")
+        kernels = dict(getattr(backend, "FAILED", {}))
+        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed, skipped=self.skipped, kernels_failed=kernels)
+        save(self.out, sections={self.name: section | dict(rows=self.rows)})
+
+    def wait(self) -> None:
+        if self.device.type == "cuda": torch.cuda.synchronize()
+
+    def seconds(self, run, calls: int) -> float:
+        "Of one call, the mean of some."
+        if self.device.type == "cuda":
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            for _ in range(calls): run()
+            last.record(); last.synchronize()
+            return first.elapsed_time(last) / 1e3 / calls
+        start = time.perf_counter()
+        for _ in range(calls): run()
+        return (time.perf_counter() - start) / calls
+
+    def race(self, runs: dict, label: str = "") -> dict:
+        "Seconds of functions that take turns, a list for each; those that fail drop out."
+        calls = {}
+        for key, run in runs.items():
+            if self.attempt(f"{key} {label}", lambda: (run(), self.wait(), True)) is None: continue           # compiled
+            calls[key] = math.ceil(self.size.least / max(self.seconds(run, 2), 1e-7)) if self.size.least else 1
+        times = {key: [] for key in calls}
+        for _ in range(self.size.rounds):
+            for key, n in calls.items(): times[key].append(self.seconds(runs[key], n))
+        return times
+
+    def memory_mb(self, run) -> float | None:
+        "What a step takes of the GPU beyond what is there, in MB."
+        if not self.size.memory: return None
+        gc.collect(); torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+
+
+def quartiles(x: list[float]) -> list[float]:
+    return torch.tensor(x, dtype=torch.float64).quantile(torch.tensor([.25, .5, .75], dtype=torch.float64)).tolist()
+
+
+def ratio(times: dict, other, this) -> list[float] | None:
+    "Quartiles of other / this, round by round."
+    return quartiles([a / b for a, b in zip(times[other], times[this])]) if other in times and this in times else None
+
+
+def relative(got, want, least: float = 1e-300) -> float:
+    e = ((got.double() - want).norm() / want.norm().clamp_min(least)).item()
+    return e if math.isfinite(e) else math.inf
+
+
+def worst(got, want) -> float:
+    "Largest relative error of several tensors; one that is zero in exact arithmetic is measured by the largest of them."
+    most = max(w.norm().item() for w in want)
+    return max(relative(a.detach(), b, most if b.norm() < 1e-12 * most else 1e-300) for a, b in zip(got, want))
+
+
+def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list[torch.Tensor]:
+    "Normal leaves. With `guard` they are views into larger tensors of NaN, so that a read past an edge shows."
+    out = []
+    for shape in shapes:
+        x = torch.randn(shape, device=visit.device).to(dtype)
+        if guard:
+            around = torch.full((*shape[:-1], shape[-1] + 5), math.nan, device=visit.device, dtype=dtype)
+            around[..., 2:-3] = x
+            x = around[..., 2:-3]
+        out.append(x.requires_grad_())
+    return out
+
+
+def step(f, inputs: list[torch.Tensor], gy: torch.Tensor, both: bool = True):
+    "One step forward, or forward and backward: the output and gradients."
+    def forward():
+        with torch.no_grad(): return (f(*inputs),)
+
+    def backward():
+        y = f(*inputs)
+        return (y, *torch.autograd.grad(y, inputs, gy, materialize_grads=True))
+    return backward if both else forward
+
+
+def double(inputs, gy, f) -> list[torch.Tensor]:
+    "Output and gradients of f in float64."
+    return [x.detach() for x in step(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
+
+
+def poisoned(on: bool) -> None:
+    "Fresh memory of the kernels is NaN, or is not."
+    try: importlib.import_module("itnet.gpu.backend").POISON = on
+    except ImportError: pass
+
+
+# --- convolution
+
+def unfused(u, k, pre=None, post=None):
+    "post ⊙ irfft(rfft(pre ⊙ u) · rfft(k)) of (B, D, N) at length 2N: what S4 and Hyena run. Float64 stays what it is."
+    n, work = u.shape[-1], torch.promote_types(u.dtype, torch.float32)
+    x = u if pre is None else pre * u
+    y = torch.fft.irfft(torch.fft.rfft(x.to(work), 2 * n) * torch.fft.rfft(k.to(work), 2 * n), 2 * n)[..., :n].to(u.dtype)
+    return y if post is None else post * y
+
+
+def conv_methods() -> tuple[str, ...]:
+    from itnet.operator.conv_choice import METHODS
+    return (*METHODS, "triton")
+
+
+def ours(method: str):
+    "The public operation for (B, D, N)."
+    from itnet.operator.fft_conv import fft_conv, gated_fft_conv
+
+    def run(u, k, pre=None, post=None):
+        if pre is None: return fft_conv(u.mT, k.mT, method=method).mT
+        return gated_fft_conv(u.mT, k.mT, pre.mT, post.mT, method=method).mT
+    return run
+
+
+def check_conv(visit: Visit) -> None:
+    "Every method against float64: odd, prime and long lengths, gated or not, fresh memory and surroundings of NaN."
+    poisoned(True)
+    methods = ("triton", "auto", *(m for m in conv_methods() if m not in ("direct", "triton")))
+    for n in visit.groups(visit.size.check, 5.):
+        for dtype in (torch.bfloat16, torch.float32, torch.float16):
+            for gated in (True, False):
+                inputs = draw(visit, dtype, (3, 5, n), (5, n), *([(3, 5, n)] * 2 * gated), guard=True)
+                gy, = (x.detach() for x in draw(visit, dtype, (3, 5, n), guard=True))
+                want = double(inputs, gy, unfused)
+                for method in methods:
+                    name = f"{method} {str(dtype)[6:]} N={n} gated={gated}"
+                    got = visit.attempt(name, step(ours(method), inputs, gy))
+                    if got is None: continue
+                    e = worst(got, want)
+                    visit.add(method=method, n=n, dtype=str(dtype)[6:], gated=gated, error=e, ok=e <= BOUND[str(dtype)[6:]])
+
+
+def spot_errors(visit: Visit, runs: dict, inputs: list[torch.Tensor], gy: torch.Tensor, turn, label: str) -> dict:
+    "Largest relative error of output and gradients of steps, on a few of the channels."
+    at = torch.linspace(0, turn(gy).shape[1] - 1, min(4, turn(gy).shape[1]), device=gy.device).long()
+    cut = lambda x: turn(x.detach()).index_select(-2, at)
+    want = visit.attempt(f"reference {label}", lambda: double([cut(x) for x in inputs], cut(gy), unfused))
+    found = {}
+    for name, run in runs.items():
+        got = visit.attempt(f"{name} {label}", lambda: [cut(x) for x in run()])
+        if got is not None and want is not None: found[name] = worst(got, want)
+    return found
+
+
+def attention_steps(visit: Visit, dtype, batch: int, dim: int, n: int) -> dict:
+    "Steps of causal attention of the same width, heads of 64."
+    width = math.gcd(dim, 64)
+    q, k, v, gy = draw(visit, dtype, *([(batch, dim // width, n, width)] * 4))
+    attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    return {key: step(attention, [q, k, v], gy.detach(), key == "both") for key in ("forward", "both")}
+
+
+def conv_case(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None, layout="bdn") -> bool:
+    "Rows of one size: ours and the baselines, forward, and forward and backward. False where the baseline does not fit."
+    taps, kind = taps or n, str(dtype)[6:]
+    label = f"N={n} B={batch} D={dim} taps={taps} {kind}{' gated' * gated} {layout}"
+    turn = (lambda x: x.mT) if layout == "bnd" else lambda x: x
+    inputs = draw(visit, dtype, (batch, dim, n), (dim, taps), *([(batch, dim, n)] * 2 * gated), (batch, dim, n))
+    *inputs, gy = [turn(x.detach()).contiguous() for x in inputs]
+    inputs[1] *= taps ** -.5
+    for x in inputs: x.requires_grad_()
+    methods = [m for m in (conv_methods() if methods is None else methods) if taps <= LONGEST.get(m, taps)]
+    functions = {"unfused": unfused, "auto": ours("auto"), **{m: ours(m) for m in methods}}
+    functions = {name: (lambda *x, f=f: turn(f(*map(turn, x)))) for name, f in functions.items()}
+    errors = spot_errors(visit, {name: step(f, inputs, gy) for name, f in functions.items()}, inputs, gy, turn, label)
+    if "unfused" not in errors: return False
+    attention = attention_steps(visit, dtype, batch, dim, n) if sdpa and n <= 2**16 else {}
+    x, y = inputs[0].detach(), torch.empty_like(gy)
+    gates, size = 2 if gated else 0, (x.numel(), dim * taps)
+    for part in ("both", "forward"):
+        runs = {name: step(functions[name], inputs, gy, part == "both") for name in errors} | {"copy": lambda: y.copy_(x)}
+        if attention: runs["sdpa"] = attention[part]
+        times = visit.race(runs, label)
+        must = ((4 + 2 * gates) * size[0] + 2 * size[1] if part == "both" else (2 + gates) * size[0] + size[1]) * x.element_size()
+        rate = 2 * x.nbytes / quartiles(times["copy"])[1]
+        for name, took in times.items():
+            row = dict(n=n, batch=batch, dim=dim, taps=taps, dtype=kind, gated=gated, layout=layout, step=part, variant=name)
+            row["seconds"] = quartiles(took)
+            if name == "copy": row["bytes_per_second"] = rate
+            elif name != "sdpa":
+                row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name), fraction=must / row["seconds"][1] / rate)
+            if part == "both" and name != "copy":
+                row["added_mb"] = visit.attempt(f"memory of {name} {label}", lambda: visit.memory_mb(runs[name]))
+                if name != "sdpa": row["error"] = errors[name]
+            if name == "auto" and part == "both" and gated and taps == n: row["published_ratio"] = PUBLISHED.get(n)
+            visit.add(**row)
+    return True
+
+
+def shrinking(visit: Visit, dtype, batch: int, dim: int, n: int, **how) -> None:
+    "`conv_case`, with half the batch again and again until the baseline fits into memory."
+    while True:
+        done = visit.attempt(f"N={n} B={batch} D={dim}", lambda: conv_case(visit, dtype, batch, dim, n, **how))
+        if done is not False or batch == 1: return
+        batch //= 2
+
+
+def conv(visit: Visit) -> None:
+    "Gated, bfloat16, forward and backward, at the sizes of FlashFFTConv."
+    for size in visit.groups(visit.size.conv, 15.): shrinking(visit, torch.bfloat16, *size)
+
+
+def conv_more(visit: Visit) -> None:
+    "Channels last; short filters; float32 without gates."
+    for size in visit.groups(visit.size.more, 12.): shrinking(visit, torch.bfloat16, *size, sdpa=False, methods=(), layout="bnd")
+    for size, taps in visit.groups([(s, t) for t in visit.size.taps for s in visit.size.more], 8.):
+        shrinking(visit, torch.bfloat16, *size, gated=False, taps=taps, sdpa=False, methods=("direct", "fft"))
+    for size in visit.groups(visit.size.conv32, 12.): shrinking(visit, torch.float32, *size, gated=False)
+
+
+# --- the far field of the block: κ(i - j) Σ_r φ_r(i) ψ_r(j), normalised
+
+def fused_tile(phi, psi, kappa, v):
+    from itnet.gpu.tile import tile
+    return tile(phi, psi, kappa, v)
+
+
+def far_by_fft(phi, psi, kappa, v):
+    "The same by unfused FFTs: φ, ψ (B, H, N, R), κ (H, N), v (B, H, N, d)."
+    n, work = v.shape[2], torch.promote_types(v.dtype, torch.float32)
+    x = torch.cat([v, torch.ones_like(v[..., :1])], -1).to(work)
+    x = (psi.to(work).unsqueeze(-1) * x.unsqueeze(-2)).permute(0, 1, 3, 4, 2)                    # (B, H, R, d + 1, N)
+    y = torch.fft.irfft(torch.fft.rfft(x, 2 * n) * torch.fft.rfft(kappa.to(work), 2 * n)[:, None, None], 2 * n)[..., :n]
+    y = (phi.to(work).permute(0, 1, 3, 2).unsqueeze(-2) * y).sum(2)                              # (B, H, d + 1, N)
+    return (y[:, :, :-1] / y[:, :, -1:]).mT.to(v.dtype)
+
+
+def far_dense(phi, psi, kappa, v):
+    "The definition: the kernel written down."
+    n = v.shape[2]
+    lag = torch.arange(n, device=v.device)[:, None] - torch.arange(n, device=v.device)
+    K = phi @ psi.mT * kappa[:, lag.clamp(min=0)] * (lag >= 0)
+    return K @ v / K.sum(-1, keepdim=True)
+
+
+def far_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, guard: bool = False):
+    "Positive features and taps, values, and the gradient of the output."
+    features, values = (batch, heads, n, rank), (batch, heads, n, width)
+    phi, psi, kappa, v, gy = draw(visit, dtype, features, features, (heads, n), values, values, guard=guard)
+    with torch.no_grad():
+        for x in (phi, psi, kappa): x.abs_().add_(.1)
+    return [phi, psi, kappa, v], gy.detach()
+
+
+def check_tile(visit: Visit) -> None:
+    "The tile kernel against float64."
+    poisoned(True)
+    for n in visit.groups(visit.size.check_short, 5.):
+        for dtype in (torch.bfloat16, torch.float32):
+            inputs, gy = far_inputs(visit, dtype, 2, 3, n, 5, 20, guard=True)
+            want = double(inputs, gy, far_dense)
+            for name, f in (("tile", fused_tile), ("fft", far_by_fft)):
+                got = visit.attempt(f"{name} {dtype} N={n}", step(f, inputs, gy))
+                if got is None: continue
+                e = worst(got, want)
+                visit.add(method=name, n=n, dtype=str(dtype)[6:], error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+
+
+def tile(visit: Visit) -> None:
+    "The block's far field: the tile kernel, unfused FFTs, and attention of the same width."
+    s = visit.size
+    compare(visit, s.tile, lambda batch, n: far_inputs(visit, torch.bfloat16, batch, s.heads, n, s.rank, s.width),
+            {"tile": fused_tile, "fft": far_by_fft}, "fft")
+
+
+# --- scan: Σ_r φ_r(i) e^{g_r(j+1) + ... + g_r(i)} ψ_r(j) for j ≤ i
+
+def fused_chunks(phi, gate, psi, v):
+    from itnet.gpu.chunks import chunked
+    y = chunked(phi, gate, psi, v)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def torch_scan(phi, gate, psi, v):
+    from itnet.operator.given import Gates
+    from itnet.operator.measure import Measure
+    from itnet.operator.scan import scan
+    with torch.autocast(v.device.type, v.dtype, enabled=v.dtype in (torch.bfloat16, torch.float16)):
+        return scan(Gates(phi, gate, psi), Measure.sequence(v.shape[2]), None, v).to(v.dtype)
+
+
+def scan_dense(phi, gate, psi, v):
+    "The definition: the kernel written down."
+    G = gate.cumsum(2).expand(phi.shape)
+    above = torch.ones(v.shape[2], v.shape[2], dtype=torch.bool, device=v.device).triu(1)[..., None]
+    decay = (G.unsqueeze(3) - G.unsqueeze(2)).masked_fill(above, -math.inf).exp()                # (B, H, N, N, R)
+    return torch.einsum("bhir,bhijr,bhjr->bhij", phi, decay, psi) @ v
+
+
+def scan_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, gates: int = 1, guard: bool = False):
+    "Features, gates (logarithms, at most 0), values, and the gradient of the output."
+    phi, gate, psi, v, gy = draw(visit, dtype, *((batch, heads, n, last) for last in (rank, gates, rank, width, width)), guard=guard)
+    with torch.no_grad(): gate.abs_().mul_(-.1)
+    return [phi, gate, psi, v], gy.detach()
+
+
+def check_chunks(visit: Visit) -> None:
+    "The chunked kernel against float64, a gate per head and per feature."
+    poisoned(True)
+    for n in visit.groups(visit.size.check_short, 5.):
+        for dtype in (torch.bfloat16, torch.float32):
+            for gates in (1, 5):
+                inputs, gy = scan_inputs(visit, dtype, 2, 3, n, 5, 20, gates, guard=True)
+                want = double(inputs, gy, scan_dense)
+                for name, f in (("chunks", fused_chunks), ("scan", torch_scan)):
+                    got = visit.attempt(f"{name} {dtype} N={n} gates={gates}", step(f, inputs, gy))
+                    if got is None: continue
+                    e = worst(got, want)
+                    visit.add(method=name, n=n, dtype=str(dtype)[6:], gates=gates, error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+
+
+def chunks(visit: Visit) -> None:
+    "The chunked kernel, the scan in torch, and attention of the same width; a state of 64 features per channel."
+    s = visit.size
+    compare(visit, s.chunks, lambda batch, n: scan_inputs(visit, torch.bfloat16, batch, s.heads, n, s.width, s.width),
+            {"chunks": fused_chunks, "scan": torch_scan}, "scan")
+
+
+def compare(visit: Visit, sizes, make, functions: dict, base: str) -> None:
+    "Rows of functions of the same inputs, beside attention: seconds, ratios to a baseline, memory, difference from it."
+    for batch, n in visit.groups(sizes, 12.):
+        def group():
+            inputs, gy = make(batch, n)
+            b, h, _, width = gy.shape
+            attention, outputs = attention_steps(visit, gy.dtype, b, h * width, n), {}
+            for name, f in functions.items(): outputs[name] = visit.attempt(f"{name} N={n}", lambda: f(*inputs).detach())
+            for kind in ("both", "forward"):
+                runs = {name: step(f, inputs, gy, kind == "both") for name, f in functions.items() if outputs[name] is not None}
+                times = visit.race(runs | {"sdpa": attention[kind]}, f"N={n}")
+                for name, took in times.items():
+                    row = dict(n=n, batch=b, heads=h, width=width, rank=inputs[0].shape[-1], dtype=str(gy.dtype)[6:], step=kind, variant=name)
+                    row["seconds"] = quartiles(took)
+                    if name != "sdpa":
+                        row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
+                        if outputs[base] is not None: row["difference"] = relative(outputs[name], outputs[base].double())
+                    if kind == "both":
+                        run = attention[kind] if name == "sdpa" else step(functions[name], inputs, gy)
+                        row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(run))
+                    visit.add(**row)
+        visit.attempt(f"N={n}", group)
+
+
+# --- the machine
+
+def machine(visit: Visit) -> None:
+    "Whether Triton runs here; rate of a copy and of matrix products."
+    why = visit.attempt("backend", lambda: {"why_not": importlib.import_module("itnet.gpu.backend").why_not(visit.device)})
+    if why: visit.add(what="triton", **why)
+    x = torch.ones(visit.size.copy, device=visit.device)
+    y = torch.zeros_like(x)
+    took = visit.race({"copy": lambda: y.copy_(x)})["copy"]
+    visit.add(what="copy", bytes=2 * x.nbytes, bytes_per_second=2 * x.nbytes / quartiles(took)[1])
+    n = 8192 if visit.device.type == "cuda" else 64
+    for dtype, tf32 in ((torch.bfloat16, False), (torch.float32, True), (torch.float32, False)):
+        def product():
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            a = torch.randn(n, n, device=visit.device).to(dtype)
+            took = visit.race({"product": lambda: a @ a})["product"]
+            visit.add(what=f"matrix product, {str(dtype)[6:]}{', tf32' if tf32 else ''}", operations_per_second=2 * n**3 / quartiles(took)[1])
+        visit.attempt(f"product {dtype}", product)
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+# in order of importance, with the seconds each may take
+SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (conv, 190), "check_tile": (check_tile, 40), "tile": (tile, 50),
+            "check_chunks": (check_chunks, 40), "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
+
+
+def about() -> dict:
+    "What it is measured on."
+    def text(*args):
+        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+    try: triton = importlib.import_module("triton").__version__
+    except ImportError: triton = None
+    info = dict(torch=torch.__version__, triton=triton, cuda=torch.version.cuda, commit=text("rev-parse", "HEAD"),
+                published=dict(ratios=PUBLISHED, source=SOURCE), created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
+    if torch.cuda.is_available():
+        p = torch.cuda.get_device_properties(0)
+        info["device"] = dict(gpu=p.name, capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30, multiprocessors=p.multi_processor_count)
+    else: info["device"] = dict(cpu="interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "plain")
+    return info
+
+
+def run_section(name: str, tiny: bool, seconds: float, out: Path) -> None:
+    "One section, in this process."
+    torch.manual_seed(0)
+    visit = Visit(name, TINY if tiny else FULL, seconds, out)
+    visit.attempt(name, lambda: SECTIONS[name][0](visit))
+    poisoned(False)
+    visit.write("done" if not visit.skipped else "some skipped for time")
+
+
+def run_apart(name: str, args, seconds: float) -> None:
+    "One section in a process of its own, which is ended when its time is over."
+    command = [sys.executable, str(Path(__file__).resolve()), "--section", name, "--budget", str(seconds), "--out", str(args.out)]
+    if args.tiny: command.append("--tiny")
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        _, err = child.communicate(timeout=seconds + 15)
+        why = "" if child.returncode == 0 else f"exit code {child.returncode}: " + " | ".join(err.strip().splitlines()[-4:])[-500:]
+    except subprocess.TimeoutExpired:
+        child.kill(); child.communicate()
+        why = f"ended after {seconds + 15:.0f} s"
+    if why:
+        section = json.loads(args.out.read_text())["sections"].get(name) or dict(failed=[], skipped=[], rows=[])
+        section |= dict(status="failed", failed=[*section["failed"], {"what": name, "error": why}])
+        save(args.out, sections={name: section})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "gpu.json", help="the record")
+    parser.add_argument("--budget", type=float, default=540., help="seconds for everything")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of them")
+    parser.add_argument("--tiny", "--dry-run", action="store_true", help="tiny sizes on the CPU, by Triton's interpreter if it is installed")
+    parser.add_argument("--inline", action="store_true", help="all sections in this process")
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.tiny: os.environ.setdefault("TRITON_INTERPRET", "1")                 # before triton is imported
+    elif not torch.cuda.is_available():
+        print("no NVIDIA GPU here: nothing measured, nothing written (--tiny tries the script out on the CPU)")
+        return 0
+    if args.section:
+        run_section(args.section, args.tiny, args.budget, args.out)
+        return 0
+    end = time.perf_counter() + args.budget
+    args.out.unlink(missing_ok=True)
+    save(args.out, **about())
+    for i, name in enumerate(args.sections):
+        left = end - time.perf_counter() - 15                          # what a section that has to be ended takes longer
+        later = sum(SECTIONS[other][1] for other in args.sections[i + 1:])
+        seconds = min(left, max(SECTIONS[name][1], left - later))      # time that earlier sections did not need is passed on
+        if seconds < 10: save(args.out, sections={name: dict(status="skipped: no time left", failed=[], skipped=[], rows=[])})
+        elif args.inline: run_section(name, args.tiny, seconds, args.out)
+        else: run_apart(name, args, seconds)
+        s = json.loads(args.out.read_text())["sections"][name]
+        print(f"{name:12} {s['status']}, {len(s['rows'])} rows, {len(s['failed'])} failed, {max(0, end - time.perf_counter()):.0f} s left", flush=True)
+    return 0
+
+
+if __name__ == "__main__": sys.exit(main())
