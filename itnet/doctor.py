@@ -10,6 +10,7 @@ import importlib.util, json, os, platform, shutil, sysconfig
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
+from .gpu.backend import FAILED, interpreted, why_not
 from .operator.rates import current
 from .training.device import cpu_model
 from .training.ledger import PACKAGES, package_version
@@ -73,7 +74,7 @@ def _backends() -> list[Row]:
             row('openmp', b.openmp.is_available(), 'threads inside one operation', 'not in this build: one thread'),
             Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + ', cuFFT on the GPU' * cuda),
             row('sdpa', True, 'fused attention: ' + ', '.join(['flash on the CPU', *(_cuda_sdpa() if cuda else ())])),
-            row('torch.compile', *_compiler()), Row('backends', 'triton', *_triton()),
+            row('torch.compile', *_compiler()), *_kernels(),
             Row('backends', 'rates', 'measured' if current().created else 'built-in', f'plans choose rules by them: {current()}')]
 
 def _cuda_sdpa() -> list[str]:
@@ -90,11 +91,33 @@ def _compiler() -> tuple[bool, str, str]:
         return False, '', 'Python.h is missing: install the headers (Debian: apt install python3-dev)'
     return True, f'C++ compiler {Path(cxx).name}, Python headers', ''
 
-def _triton() -> tuple[str, str]:
-    if importlib.util.find_spec('triton') is None: return 'off', 'not installed: it comes with CUDA builds of torch'
-    if torch.cuda.is_available(): return 'on', 'compiles for the GPU'
-    if os.environ.get('TRITON_INTERPRET') == '1': return 'on', 'TRITON_INTERPRET=1: interpreted, for tests only'
-    return 'off', 'installed, but there is no GPU; TRITON_INTERPRET=1 runs its kernels on CPU tensors'
+# %% ../nbs/doctor.ipynb #kernels
+def _probes(device: torch.device) -> dict:
+    "Every fused kernel on a small problem."
+    def long_conv():
+        from itnet.gpu.long_conv import conv, conv_backward
+        x, k = torch.ones(1, 1, 1, 20, device=device), torch.ones(1, 1, 20, device=device)
+        conv(x, k, None, None, 0); conv_backward(x, x, k, None, None, 0)
+    def line(): return torch.ones(1, 1, 20, 4, device=device, requires_grad=True)
+    def tile():
+        from itnet.gpu.tile import tile
+        tile(None, None, torch.ones(1, 20, device=device), line()).sum().backward()
+    def chunks():
+        from itnet.gpu.chunks import chunked
+        chunked(None, -torch.ones(1, 1, 20, 1, device=device), None, line())[0].sum().backward()
+    return dict(long_conv=long_conv, tile=tile, chunks=chunks)
+
+def _kernels() -> list[Row]:
+    "Which fused kernels run here, and why not."
+    device = torch.device('cpu' if interpreted() and not torch.cuda.is_available() else 'cuda')
+    if why := why_not(device): return [Row('backends', 'triton', 'off', f'{why}; without it torch does the same work')]
+    how, rows = 'interpreted on the CPU, for tests only' if interpreted() else 'compiles for the GPU', []
+    for name, probe in _probes(device).items():
+        if name not in FAILED:
+            try: probe()
+            except Exception as error: FAILED[name] = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
+        rows.append(Row('backends', f'triton {name}', 'off' if name in FAILED else 'on', FAILED.get(name, how)))
+    return rows
 
 # %% ../nbs/doctor.ipynb #data-bundled
 def _bundled() -> list[Row]:

@@ -8,10 +8,12 @@ __all__ = ['CALL', 'PASSES', 'TRANSFORM', 'PRODUCT', 'TAP', 'MULTIPLY', 'ENTRY',
 
 # %% ../../nbs/operator/22_conv_choice.ipynb #imports
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
+from functools import lru_cache
 from .conv_methods import Blocks, Direct, Fft, Line, Toeplitz
 
 # %% ../../nbs/operator/22_conv_choice.ipynb #crop
+@lru_cache(maxsize=4096)
 def crop(shape: tuple[int, ...],        # points along each axis
          taps: tuple[int, ...],         # of the filter along each axis
          origin: tuple[int, ...],       # index of lag zero; may lie outside the filter
@@ -65,6 +67,7 @@ def candidates(line: Line) -> dict[str, list[Line]]:
     if not blocks: blocks = {-(-n // 2)}
     return found | {'blocks': [Blocks(*fields, b) for b in sorted(blocks)]}
 
+@lru_cache(maxsize=4096)
 def choose_method(line: Line,
                   rows: int,                # batch elements times channels that one filter serves
                   name: str = 'auto'        # one of METHODS, or the cheapest of all

@@ -49,8 +49,9 @@ class Fft(Line):
         return z[(..., *(slice(n) for n in self.shape))]
 
     def basis(self, k: Tensor) -> Tensor:                          # (g, *L) -> (g, 1, *F)
+        if not any(self.first): return self.spectrum(k).unsqueeze(1)
         pad = [n for s, l in reversed(list(zip(self.size, self.taps))) for n in (0, s - l)]
-        return torch.fft.rfftn(F.pad(k, pad).roll(self.first, self.axes), dim=self.axes).unsqueeze(1)
+        return self.spectrum(F.pad(k, pad).roll(self.first, self.axes)).unsqueeze(1)
 
     def conv(self, z: Tensor, K: Tensor) -> Tensor:                # (b, g, c, *S)
         return self.points(self.spectrum(z).mul_(K))
@@ -310,16 +311,17 @@ def gated(method,                      # one of the above
         K = [_basis(method, k, dtype, g, r) for r in range(k.shape[1])]
         for b, c in rest:
             xs, P, Q = _read(x[b, g, c], dtype, together), *(_gates(t, b, g, dtype, together) for t in (pre, post))
-            out = torch.empty_like(xs)
-            for gi, inner in _cut(xs.shape[:3], rows):
+            out, subs = None, _cut(xs.shape[:3], rows)
+            if len(subs) > 1 or len(subs[0][1]) > 1: out = torch.empty_like(xs)
+            for gi, inner in subs:
                 for bi, ci in inner:
                     z, total = xs[bi, gi, ci], None
                     for r in range(R):
                         p, q = _term(P, bi, gi, r), _term(Q, bi, gi, r)
                         t = method.conv(z if p is None else z * p, K[r % len(K)][gi])
                         total = _add(total, t if q is None else t * q)
-                    out[bi, gi, ci] = total
-            y[b, g, c] = out
+                    if out is not None: out[bi, gi, ci] = total
+            y[b, g, c] = total if out is None else out
     return y
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #backward
@@ -328,6 +330,13 @@ def _put(out: Tensor | None, t: Tensor, b: slice, g: slice, r: int) -> None:
     if out is None: return
     if len(out) > 1: out[b, g, r % out.shape[2]] += t
     else: out[0, g, r % out.shape[2]] += t.sum(0)
+
+def _add_groups(dK: list[Tensor | None], r: int, part: Tensor, g: slice, groups: int) -> None:
+    "Add the gradient of some groups' filters to dK[r]."
+    if len(part) == groups: dK[r] = _add(dK[r], part)
+    else:
+        if dK[r] is None: dK[r] = part.new_zeros(groups, *part.shape[1:])
+        dK[r][g] += part
 
 def _inner(o: slice, i: slice) -> slice: return slice(o.start + i.start, o.start + i.stop)
 
@@ -340,23 +349,24 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
     rows, together = _rows(method, x)
     for g, rest in _cut(x.shape[:3], rows, together) if x.numel() else ():
         K = [_basis(method, k, dtype, g, r) for r in range(k.shape[1])]
-        dK = [torch.zeros_like(t) for t in K]
+        dK = [None] * len(K)
         for b, c in rest:
             xs, gs = (_read(t[b, g, c], dtype, together) for t in (x, g_y))
             P, Q = (_gates(t, b, g, dtype, together) for t in (pre, post))
-            out = torch.empty_like(xs)
-            for gi, inner in _cut(xs.shape[:3], rows):
+            out, subs = None, _cut(xs.shape[:3], rows)
+            if len(subs) > 1 or len(subs[0][1]) > 1: out = torch.empty_like(xs)
+            for gi, inner in subs:
                 for bi, ci in inner:
                     z, gz, total, at = xs[bi, gi, ci], gs[bi, gi, ci], None, (_inner(b, bi), _inner(g, gi))
                     for r in range(R):
                         p, q = _term(P, bi, gi, r), _term(Q, bi, gi, r)
                         dz, part, y = method.adjoint(z if p is None else z * p, gz if q is None else gz * q, K[r % len(K)][gi], q is not None)
-                        dK[r % len(K)][gi] += part
+                        _add_groups(dK, r % len(K), part, gi, len(K[0]))
                         if q is not None: _put(dpost, (gz * y).sum(2), *at, r)
                         if p is not None: _put(dpre, (z * dz).sum(2), *at, r)
                         total = _add(total, dz if p is None else dz * p)
-                    out[bi, gi, ci] = total
-            dx[b, g, c] = out
+                    if out is not None: out[bi, gi, ci] = total
+            dx[b, g, c] = total if out is None else out
         for r, part in enumerate(dK): dk[g, r] = method.back_to_taps(part).to(dk.dtype)
     cast = lambda d, t: None if d is None else d.to(t.dtype)
     return dx, dk, cast(dpre, pre), cast(dpost, post)

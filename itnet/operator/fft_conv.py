@@ -17,21 +17,20 @@ from .fft import check_conv, convolve
 # %% ../../nbs/operator/23_fft_conv.ipynb #scale
 _SAFE = 40
 
+def _finite(*tensors: Tensor | None) -> bool:
+    "Whether all numbers are finite, if that costs no waiting."
+    return all(t is None or t.device.type != 'cpu' or bool(t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite()) for t in tensors)
+
 def _exponent(t: Tensor | None) -> int:
     "The power of two that brings the largest value of t near 1, if it is far from it; else 0."
-    if t is None or not t.numel() or t.device.type != 'cpu': return 0
-    top = max(abs(x) for x in (t.min().item(), t.max().item()))
+    if t is None or not t.numel(): return 0
+    top = t.abs().max().item()
     e = 0 if not 0 < top < float('inf') else torch.frexp(torch.tensor(top, dtype=torch.float64)).exponent.item()
     return -e if abs(e) > _SAFE else 0
 
 def _times(t: Tensor | None, e: int) -> Tensor | None:
     "t · 2^e, in two steps, since 2^e itself may be beyond the range of its type."
     return t if t is None or e == 0 else t * 2.**(e // 2) * 2.**(e - e // 2)
-
-def _scaled(*tensors: Tensor | None) -> tuple[list[int], list[Tensor | None]]:
-    "Exponents, and the tensors scaled by them."
-    e = [_exponent(t) for t in tensors]
-    return e, [_times(t, n) for t, n in zip(tensors, e)]
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #inside
 _TRITON = 'triton'       # the name of the method that runs on Triton's kernels
@@ -58,7 +57,10 @@ def _plain(x: Tensor, k: Tensor, origin: list[int], ring: list[bool], method: st
 def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str) -> Tensor:
     def plain() -> Tensor:
         way, keep = _plain(x, k, origin, ring, method)
-        e, (xs, ks, ps, qs) = _scaled(x, k, pre, post)
+        y = gated(way, x, k[keep], pre, post)
+        e = [0] if _finite(y) else [_exponent(t) for t in (x, k, pre, post)]
+        if not any(e): return y
+        xs, ks, ps, qs = (_times(t, n) for t, n in zip((x, k, pre, post), e))
         return _times(gated(way, xs, ks[keep], ps, qs), -sum(e))
     if not _by_triton(x, k, ring, method): return plain()
     from itnet.gpu.long_conv import conv
@@ -70,11 +72,14 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
     "Gradients of x, k, pre, post; an empty tensor for a gate that is not there."
     def plain() -> tuple[Tensor | None, ...]:
         way, keep = _plain(x, k, origin, ring, method)
-        e, (gs, xs, ks, ps, qs) = _scaled(g, x, k, pre, post)
-        dx, dk, *gates = gated_backward(way, gs, xs, ks[keep], ps, qs)
-        whole = torch.zeros_like(k); whole[keep] = dk
-        back = lambda t, own: _times(t, e[own] - sum(e))                # the gradient of a factor has all factors but its own
-        return back(dx, 1), back(whole, 2), back(gates[0], 3), back(gates[1], 4)
+        grads = gated_backward(way, g, x, k[keep], pre, post)
+        e = [0] if _finite(*grads) else [_exponent(t) for t in (g, x, k, pre, post)]
+        if any(e):                                                      # the gradient of a factor has all factors but its own
+            gs, xs, ks, ps, qs = (_times(t, n) for t, n in zip((g, x, k, pre, post), e))
+            grads = tuple(_times(d, own - sum(e)) for d, own in zip(gated_backward(way, gs, xs, ks[keep], ps, qs), e[1:]))
+        if grads[1].shape == k.shape: return grads
+        whole = torch.zeros_like(k); whole[keep] = grads[1]
+        return grads[0], whole, *grads[2:]
     if _by_triton(x, k, ring, method):
         from itnet.gpu.long_conv import conv_backward
         out = attempt('long_conv', lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
@@ -85,8 +90,7 @@ def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
 
 def _laid_out_like(d: Tensor, t: Tensor) -> Tensor:
     "d with the strides that the shape function promises: those of `empty_like`."
-    out = torch.empty_like(t)
-    return d if d.stride() == out.stride() else out.copy_(d)
+    return d if d.stride() == t.stride() and d.stride() == torch.empty_like(t, device='meta').stride() else torch.empty_like(t).copy_(d)
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #register
 _SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
