@@ -345,7 +345,7 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
     "Gradients of x, k, pre and post, given that of y; shapes as there. Sums are in float32 or float64."
     dtype, R = _work(x, k), terms(k, pre, post)
     dx, dk = torch.empty_like(x), torch.zeros_like(k)
-    dpre, dpost = (None if t is None else torch.zeros(t.shape, dtype=dtype, device=t.device) for t in (pre, post))
+    dpre, dpost = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (pre, post))
     rows, together = _rows(method, x)
     for g, rest in _cut(x.shape[:3], rows, together) if x.numel() else ():
         K = [_basis(method, k, dtype, g, r) for r in range(k.shape[1])]

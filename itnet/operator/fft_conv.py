@@ -64,7 +64,7 @@ def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, orig
         return _times(gated(way, xs, ks[keep], ps, qs), -sum(e))
     if not _by_triton(x, k, ring, method): return plain()
     from itnet.gpu.long_conv import conv
-    return attempt('long_conv', lambda: conv(x, k, pre, post, origin[0]), plain)
+    return _laid_out_like(attempt('long_conv', lambda: conv(x, k, pre, post, origin[0]), plain), x)
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #inside-back
 def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str
@@ -83,14 +83,16 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
     if _by_triton(x, k, ring, method):
         from itnet.gpu.long_conv import conv_backward
         out = attempt('long_conv', lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
+        out = tuple(None if d is None else _laid_out_like(d, t) for d, t in zip(out, (x, k, pre, post)))
     else: out = plain()
-    return tuple(_nothing(x) if d is None else _laid_out_like(d, t) for d, t in zip(out, (x, k, pre, post)))
+    return tuple(_nothing(x) if d is None else d for d in out)
 
 def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
 
 def _laid_out_like(d: Tensor, t: Tensor) -> Tensor:
     "d with the strides that the shape function promises: those of `empty_like`."
-    return d if d.stride() == t.stride() and d.stride() == torch.empty_like(t, device='meta').stride() else torch.empty_like(t).copy_(d)
+    out = torch.empty_like(t)
+    return d if d.stride() == out.stride() else out.copy_(d)
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #register
 _SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
