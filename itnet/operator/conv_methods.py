@@ -10,6 +10,7 @@ __all__ = ['CACHE', 'DEVICE', 'LINE', 'KEPT', 'Line', 'Fft', 'Blocks', 'Toeplitz
 import itertools, math
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +25,7 @@ class Line:
     first: tuple[int, ...]          # the lag of the first tap along each axis
     ring: tuple[bool, ...]          # whether an axis closes on itself
 
-    @property
+    @cached_property
     def axes(self) -> tuple[int, ...]: return tuple(range(-len(self.shape), 0))
 
     def reach(self, axis: int) -> int:
@@ -35,11 +36,11 @@ class Line:
 @dataclass(frozen=True)
 class Fft(Line):
     "One padded transform, in 1 to 3 dimensions; on rings without padding."
-    @property
+    @cached_property
     def size(self) -> tuple[int, ...]:
         return tuple(n if ring else fast_size(n + self.reach(a)) for a, (n, ring) in enumerate(zip(self.shape, self.ring)))
 
-    @property
+    @cached_property
     def row(self) -> int: return math.prod(self.size)              # numbers worked on for each row
 
     def spectrum(self, z: Tensor) -> Tensor: return torch.fft.rfftn(z, self.size, self.axes)
@@ -72,17 +73,17 @@ class Blocks(Line):
     "Overlap-save in blocks of outputs; a filter longer than a block is cut into parts. One axis, not a ring."
     block: int = 1024
 
-    @property
+    @cached_property
     def part(self) -> int: return min(self.taps[0], self.block)                        # taps of each part of the filter
-    @property
+    @cached_property
     def parts(self) -> int: return -(-self.taps[0] // self.part)
-    @property
+    @cached_property
     def size(self) -> int: return fast_size(self.block + self.part - 1)
-    @property
+    @cached_property
     def blocks(self) -> int: return -(-self.shape[0] // self.block)
-    @property
+    @cached_property
     def earlier(self) -> int: return min(self.parts - 1, -(-max(0, -self.first[0]) // self.block))      # windows before the first block
-    @property
+    @cached_property
     def row(self) -> int: return (self.earlier + self.blocks) * self.size
 
     def basis(self, k: Tensor) -> Tensor:                          # (g, L) -> (g, 1, J, F)
@@ -158,9 +159,9 @@ Blocks.meetings, Blocks.products = _meetings, _products
 @dataclass(frozen=True)
 class Toeplitz(Line):
     "The matrix, written down: short lines. One axis, not a ring."
-    @property
+    @cached_property
     def row(self) -> int: return 3 * self.shape[0]
-    @property
+    @cached_property
     def diagonals(self) -> tuple[slice, slice]:
         "Which of the 2N - 1 lags have taps, and which taps have one of these lags."
         lag, n = self.first[0], self.shape[0]
@@ -196,7 +197,7 @@ def _grouped(z: Tensor, f) -> Tensor:
 @dataclass(frozen=True)
 class Direct(Line):
     "The sum over the taps, in 1 to 3 dimensions; not on a ring."
-    @property
+    @cached_property
     def row(self) -> int: return 2 * math.prod(self.shape)
 
     def moves(self) -> list[tuple[tuple, tuple, tuple]]:

@@ -6,6 +6,7 @@
 __all__ = ['gated_conv', 'gated_fft_conv', 'fft_conv']
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #imports
+import math
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
@@ -19,7 +20,8 @@ _SAFE = 40
 
 def _finite(*tensors: Tensor | None) -> bool:
     "Whether all numbers are finite, if that costs no waiting."
-    return all(t is None or t.device.type != 'cpu' or bool(t.sum(dtype=torch.promote_types(t.dtype, torch.float32)).isfinite()) for t in tensors)
+    total = lambda t: (t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32)).item()
+    return all(t is None or t.device.type != 'cpu' or math.isfinite(total(t)) for t in tensors)
 
 def _exponent(t: Tensor | None) -> int:
     "The power of two that brings the largest value of t near 1, if it is far from it; else 0."
