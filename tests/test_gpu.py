@@ -86,4 +86,4 @@ def test_a_kernel_that_fails_is_replaced_and_reported(kernels, monkeypatch):
     kernels(True)
     u, k = torch.randn(2, 20, 3, device=DEVICE), torch.randn(20, 3, device=DEVICE)
     with pytest.warns(RuntimeWarning, match="itnet doctor"): y = fft_conv.fft_conv(u, k, method="triton")
-    assert torch.allclose(y, fft_conv.fft_conv(u, k, method="fft"), atol=1e-5) and "no such instruction" in backend.FAILED["long_conv"]
+    assert torch.allclose(y, fft_conv.fft_conv(u, k, method="fft"), atol=1e-5) and "no such instruction" in backend.FAILED["long_conv float32 20"]

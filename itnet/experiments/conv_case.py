@@ -73,7 +73,7 @@ def _ours(method: str, layout: str):
     return run
 
 def variant(name: str, layout: str):
-    "A function of the leaves that `Case.draw` returns for this layout."
+    "A function of the leaves that a case draws for this layout."
     if name == 'sdpa': return attention
     if name == 'unfused': return lambda *x: unfused(*x, axis=-1 if layout == 'bdn' else -2)
     return _ours(name, layout)

@@ -96,7 +96,7 @@ def terms(kernel: Kernel, measure: Measure, channels: int) -> Cost:
     size = rows * math.prod(padded)
     transforms = 2 * copies + kernel.heads * s.rank / rows
     return Cost('fft', size * (2.5 * math.log2(size) * transforms + 3 * copies) + 4 * copies * measure.n,
-                _BYTES * copies * (4 * measure.n + 5 * size), _BYTES * copies * 2 * (measure.n + size))
+                *[_BYTES * kernel.heads * measure.n * 2 * (c + s.rank)] * 2)
 
 # %% ../../nbs/operator/69_cost.ipynb #scan-cost
 SAMPLES = 64           # the default of `monte_carlo`

@@ -37,18 +37,21 @@ def _times(t: Tensor | None, e: int) -> Tensor | None:
 # %% ../../nbs/operator/23_fft_conv.ipynb #inside
 _TRITON = 'triton'       # the name of the method that runs on Triton's kernels
 
-def _by_triton(x: Tensor, k: Tensor, ring: list[bool], method: str) -> bool:
+def _by_triton(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, ring: list[bool], method: str) -> bool:
     "Whether the fused kernels are to be used. ValueError if they are asked for and cannot be."
     if method not in ('auto', _TRITON): return False
     why = why_not(x.device) if x.device.type == 'cuda' or method == _TRITON else 'this is not a GPU'
     if why is None and (len(ring) > 1 or any(ring)): why = 'it covers lines, not grids and rings'
-    if why is None and torch.float64 in (x.dtype, k.dtype): why = 'it covers single and half precision'
+    if why is None and torch.float64 in [t.dtype for t in (x, k, pre, post) if t is not None]: why = 'it covers single and half precision'
     if why is None:
-        from itnet.gpu.long_conv import reaches
-        covered = reaches(x.shape[-1], k.shape[-1], x.dtype)
-        why = None if covered is True else covered
+        from itnet.gpu.long_conv import LONGEST, reaches
+        why = None if reaches(x.shape[-1], k.shape[-1], x.dtype) else f'it covers up to {LONGEST:,} points'
     if why and method == _TRITON: raise ValueError(f'method {_TRITON!r} cannot be used here: {why}')
     return why is None
+
+def _name(x: Tensor) -> str:
+    "Of the kernels for x: they are compiled for each length and precision, and fail each for itself."
+    return f'long_conv {str(x.dtype).removeprefix("torch.")} {x.shape[-1]}'
 
 def _plain(x: Tensor, k: Tensor, origin: list[int], ring: list[bool], method: str):
     "The method, and the taps it works on."
@@ -64,9 +67,9 @@ def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, orig
         if not any(e): return y
         xs, ks, ps, qs = (_times(t, n) for t, n in zip((x, k, pre, post), e))
         return _times(gated(way, xs, ks[keep], ps, qs), -sum(e))
-    if not _by_triton(x, k, ring, method): return plain()
+    if not _by_triton(x, k, pre, post, ring, method): return plain()
     from itnet.gpu.long_conv import conv
-    return _laid_out_like(attempt('long_conv', lambda: conv(x, k, pre, post, origin[0]), plain), x)
+    return _laid_out_like(attempt(_name(x), lambda: conv(x, k, pre, post, origin[0]), plain), x)
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #inside-back
 def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str
@@ -82,9 +85,9 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
         if grads[1].shape == k.shape: return grads
         whole = torch.zeros_like(k); whole[keep] = grads[1]
         return grads[0], whole, *grads[2:]
-    if _by_triton(x, k, ring, method):
+    if _by_triton(x, k, pre, post, ring, method):
         from itnet.gpu.long_conv import conv_backward
-        out = attempt('long_conv', lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
+        out = attempt(_name(x), lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
         out = tuple(None if d is None else _laid_out_like(d, t) for d, t in zip(out, (x, k, pre, post)))
     else: out = plain()
     return tuple(_nothing(x) if d is None else d for d in out)
@@ -172,8 +175,9 @@ def _autocast(device: str):
 def _register() -> torch.library.Library:
     "Make the two operations known to PyTorch."
     lib = torch.library.Library('itnet', 'FRAGMENT')
-    lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(torch.Tag.needs_exact_strides,))
-    lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(torch.Tag.needs_exact_strides,))
+    exact = (getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order),)        # the older name, before torch 2.7
+    lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=exact)
+    lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=exact)
     for name, run, shapes, gradient, vmap in (('gated_conv', _forward, _shapes, _gradient, _vmap), ('gated_conv_backward', _backward, _shapes_back, _second, _vmap_back)):
         for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
         torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 from .measure import Measure
-from .lags import INFINITE, check_axes, is_finite
+from .lags import INFINITE, box_shape, check_axes, is_finite, lag_box
+from .conv_choice import choose_method, crop, describe
 from .kernel import Kernel, Normalised, core
 from .rules import dense, direct, fft
 from .scan import scan
@@ -94,6 +95,12 @@ def _structure(kernel: Kernel) -> str:
     if s.support is not None: has.append('lags ' + ' × '.join([f'{lo} to {hi}' if hi < INFINITE else f'from {lo} on' for lo, hi in s.support]))
     return ', '.join(has + ['normalised'] * (s is not kernel.structure)) or 'nothing declared'
 
+def _convolution(kernel: Kernel, measure: Measure, rows: int) -> str:
+    "How `fft` convolves with κ, on a CPU."
+    box = lag_box(measure, core(kernel).structure.support)
+    line, _ = crop(measure.shape, box_shape(box), tuple(-lo for lo, _ in box), measure.periodic[:measure.ndim])
+    return describe(choose_method(line, rows))
+
 def explain(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rates: Rates | None = None) -> str:
     "The kernel's structure and every rule as text, cheapest first, the chosen one marked."
     table = rates or current(device_of(kernel))
@@ -103,6 +110,7 @@ def explain(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rat
     for o in options(kernel, measure, channels, batch, table):
         if o.missing: lines.append(f'  {o.rule:12}no: needs {o.missing}'); continue
         note = f': an estimate, {SAMPLES} samples, never chosen by itself' if o.rule in ESTIMATES else ''
+        if o.cost.way == 'fft' and measure.segments is None: note = f', {_convolution(kernel, measure, batch * channels)}'
         lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{batch * o.cost.flops / 1e9:10.3f}{batch * o.cost.moved / 2**20:10.1f}'
                      f'{batch * o.cost.held / 2**20:10.1f}{o.seconds * 1e3:10.2f}  {WAYS[o.cost.way]}{note}')
     return '\n'.join([*lines, f'rates:     {table}'])

@@ -40,7 +40,12 @@ class Stationary(Kernel):
 
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
         "On a grid, κ at every lag that occurs, (1, H, 1, *L)."
-        return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None, :, None] if measure.regular else None
+        where = 'right', measure.shape, measure.spacing, measure.periodic
+        return kept(where, (self, *self.parameters()), lambda: self.at_lags(measure)) if measure.regular else None
+
+    def at_lags(self, measure: Measure) -> Tensor:
+        "What is looked up by lag: κ, or something it follows from (`kappa`)."
+        return self.filter(lag_box(measure, self.structure.support), measure.spacing)[None, :, None]
 
     def kappa(self, right: Tensor) -> Tensor:
         "κ, given what `right` returns."
@@ -179,9 +184,9 @@ def of_lag(self: Implicit, lag: Tensor) -> Tensor:
     return (f + window).exp() if self.structure.positive else f * window.exp()
 
 @patch
-def right(self: Implicit, measure: Measure, u: Tensor | None = None) -> Tensor | None:
-    "On a grid, κ at every lag, or log κ if positive."
-    if not (measure.regular and self.structure.positive): return Stationary.right(self, measure, u)
+def at_lags(self: Implicit, measure: Measure) -> Tensor:
+    "κ at every lag, or log κ if positive."
+    if not self.structure.positive: return Stationary.at_lags(self, measure)
     return sum(self._profile(lag_grid(lag_box(measure), measure.spacing, self._device)))[None, :, None]
 
 @patch
