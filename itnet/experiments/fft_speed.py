@@ -182,14 +182,16 @@ def fft_table(record: dict) -> str:
     return '\n\n'.join([*out, aims_table(aims(record))])
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #brief
-def brief_table(record: dict, layout: str = 'bnd') -> str:
-    "A forward and backward pass beside the unfused FFT and causal attention, as Markdown."
-    memory = _memory_ratio(record)
-    rows = [r for r in record['rows'] if (r['part'], r['variant'], r['step'], r['layout']) == ('main', 'auto', 'both', layout)]
+def brief_table(record: dict) -> str:
+    "A forward and backward pass in both layouts beside the unfused FFT in the same one, and causal attention, as Markdown."
+    memory, names = _memory_ratio(record), dict(bnd='(B, N, D)', bdn='(B, D, N)')
+    rows = {(r['n'], r['layout']): r for r in record['rows'] if (r['part'], r['variant'], r['step']) == ('main', 'auto', 'both')}
     share = lambda r: '–' if memory(r) is None else f'{memory(r):.2f}'
-    return _grid('N | D | ours, ms | unfused / ours | attention / ours | memory: ours / unfused | error',
-                 [[f"{r['n']:,}", str(r['dim']), f"{1e3 * r['seconds'][1]:.3g}", _q(r['ratio']['same']), _q(r['ratio'].get('sdpa')), share(r),
-                   f"{max(r['error'].values()):.0e}"] for r in rows])
+    lines = [[f'{n:,}', str(rows[n, 'bnd']['dim']), *(f"{1e3 * rows[n, layout]['seconds'][1]:.3g}" for layout in names),
+              *(_q(rows[n, layout]['ratio']['same']) for layout in names), _q(rows[n, 'bnd']['ratio'].get('sdpa')), share(rows[n, 'bnd'])]
+             for n in dict.fromkeys(n for n, _ in rows)]
+    return _grid(' | '.join(['N', 'D', *(f'ours {x}, ms' for x in names.values()), *(f'unfused / ours {x}' for x in names.values()),
+                             'attention / ours', 'memory: ours / unfused']), lines)
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #gpu-aims
 def gpu_aims(record: dict) -> list[dict]:
