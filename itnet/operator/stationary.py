@@ -70,7 +70,7 @@ class Stationary(Kernel):
         there = lag_box(measure, support)
         if any(measure.periodic) and support is not None:                                    # lags may wrap
             return on_box(self.filter(support, measure.spacing), support, box, measure).unsqueeze(1)
-        if any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)): return self.filter(box, measure.spacing).unsqueeze(1)
+        if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)): return self.filter(box, measure.spacing).unsqueeze(1)
         some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already
         return self.kappa(right[(0, slice(None), slice(None), *some)])
 
