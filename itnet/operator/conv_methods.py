@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from .fft import fast_size
 
@@ -107,53 +108,57 @@ class Blocks(Line):
         return torch.fft.irfft(dK.squeeze(1), self.size)[..., :self.part].flatten(-2)[..., :self.taps[0]]
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #blocks-line
-def _shifted(line: Blocks) -> tuple[slice, slice, int]:
-    "Where the row lies on the line that windows are read from, which part of it is needed, and the length of the line."
-    length = (line.earlier + line.blocks - 1) * line.block + line.size
-    at = line.first[0] + line.earlier * line.block + line.part - 1            # of the row's first point
-    begin, end = max(0, -at), min(line.shape[0], length - at)
+@patch
+def shifted(self: Blocks) -> tuple[slice, slice, int]:
+    "Where the row lies on the line that windows are read from, which part of it is needed, and the length of that line."
+    length = (self.earlier + self.blocks - 1) * self.block + self.size
+    at = self.first[0] + self.earlier * self.block + self.part - 1            # of the row's first point
+    begin, end = max(0, -at), min(self.shape[0], length - at)
     return slice(at + begin, at + end), slice(begin, end), length
 
-def _windows(line: Blocks, z: Tensor) -> Tensor:                              # (b, g, c, N) -> spectra (b, g, c, Q, F)
-    there, here, length = _shifted(line)
+@patch
+def windows(self: Blocks, z: Tensor) -> Tensor:                              # (b, g, c, N) -> spectra (b, g, c, Q, F)
+    there, here, length = self.shifted()
     v = z.new_zeros(*z.shape[:-1], length)
     v[..., there] = z[..., here]
-    return torch.fft.rfft(v.unfold(-1, line.size, line.block))
+    return torch.fft.rfft(v.unfold(-1, self.size, self.block))
 
-def _overlap_add(line: Blocks, Z: Tensor) -> Tensor:                          # (b, g, c, Q, F) -> (b, g, c, N)
-    there, here, length = _shifted(line)
-    z, step = torch.fft.irfft(Z, line.size), line.block
-    count, pieces = z.shape[-2], -(-line.size // step)
+@patch
+def overlap_add(self: Blocks, Z: Tensor) -> Tensor:                          # (b, g, c, Q, F) -> (b, g, c, N)
+    there, here, length = self.shifted()
+    z, step = torch.fft.irfft(Z, self.size), self.block
+    count, pieces = z.shape[-2], -(-self.size // step)
     v = z.new_zeros(*z.shape[:-2], count + pieces - 1, step)
     for piece in range(pieces):
         part = z[..., piece * step:(piece + 1) * step]
         v[..., piece:piece + count, :part.shape[-1]] += part
-    out = z.new_zeros(*z.shape[:-2], line.shape[0])
+    out = z.new_zeros(*z.shape[:-2], self.shape[0])
     out[..., here] = v.flatten(-2)[..., there]
     return out
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #blocks-block
-def _cut_out(line: Blocks, Y: Tensor) -> Tensor:                              # spectra (b, g, c, P, F) -> (b, g, c, N)
-    clean = torch.fft.irfft(Y, line.size)[..., line.part - 1:line.part - 1 + line.block]
-    return clean.flatten(-2)[..., :line.shape[0]]
+@patch
+def cut_out(self: Blocks, Y: Tensor) -> Tensor:                              # spectra (b, g, c, P, F) -> (b, g, c, N)
+    clean = torch.fft.irfft(Y, self.size)[..., self.part - 1:self.part - 1 + self.block]
+    return clean.flatten(-2)[..., :self.shape[0]]
 
-def _spread(line: Blocks, w: Tensor) -> Tensor:                               # (b, g, c, N) -> spectra (b, g, c, P, F)
-    w = F.pad(w, (0, line.blocks * line.block - line.shape[0])).unflatten(-1, (line.blocks, line.block))
-    return torch.fft.rfft(F.pad(w, (line.part - 1, line.size - line.part + 1 - line.block)))
+@patch
+def spread(self: Blocks, w: Tensor) -> Tensor:                               # (b, g, c, N) -> spectra (b, g, c, P, F)
+    w = F.pad(w, (0, self.blocks * self.block - self.shape[0])).unflatten(-1, (self.blocks, self.block))
+    return torch.fft.rfft(F.pad(w, (self.part - 1, self.size - self.part + 1 - self.block)))
 
-def _meetings(line: Blocks) -> list[tuple[slice, slice]]:
+@patch
+def meetings(self: Blocks) -> list[tuple[slice, slice]]:
     "For each part of the filter: the windows it reads, and the blocks it writes to."
-    begin = [max(0, j - line.earlier) for j in range(line.parts)]
-    return [(slice(line.earlier + p - j, line.earlier + line.blocks - j), slice(p, line.blocks)) for j, p in enumerate(begin)]
+    begin = [max(0, j - self.earlier) for j in range(self.parts)]
+    return [(slice(self.earlier + p - j, self.earlier + self.blocks - j), slice(p, self.blocks)) for j, p in enumerate(begin)]
 
-def _products(line: Blocks, Z: Tensor, K: Tensor) -> Tensor:                  # (b, g, c, P, F)
-    if line.parts == 1: return Z * K
-    Y = torch.zeros_like(Z[..., :line.blocks, :])
-    for j, (windows, blocks) in enumerate(line.meetings()): Y[..., blocks, :].addcmul_(K[..., j:j+1, :], Z[..., windows, :])
+@patch
+def products(self: Blocks, Z: Tensor, K: Tensor) -> Tensor:                  # (b, g, c, P, F)
+    if self.parts == 1: return Z * K
+    Y = torch.zeros_like(Z[..., :self.blocks, :])
+    for j, (windows, blocks) in enumerate(self.meetings()): Y[..., blocks, :].addcmul_(K[..., j:j+1, :], Z[..., windows, :])
     return Y
-
-Blocks.windows, Blocks.overlap_add, Blocks.cut_out, Blocks.spread = _windows, _overlap_add, _cut_out, _spread
-Blocks.meetings, Blocks.products = _meetings, _products
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #toeplitz
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ def dense(kernel: Kernel,
     "Integrate with all pairs of points, strip by strip: any kernel, any measure, O(N²) operations, O(N · tile) numbers held."
     left, right = read(kernel, measure, u, at, u_at)
     f = None if at is not None else _tiles(kernel, measure, left, right, v)
-    if f is None: return _by_strips(kernel, measure, left, right, v, at)
-    return attempt('tile', lambda: _by_tiles(f, v, isinstance(kernel, Normalised)), lambda: _by_strips(kernel, measure, left, right, v, at))
+    plain = lambda: _by_strips(kernel, measure, left, right, v, at)
+    return plain() if f is None else attempt('tile', lambda: _by_tiles(f, v, isinstance(kernel, Normalised)), plain)
 
 def _by_strips(kernel: Kernel, measure: Measure, left, right, v: Tensor, at: Measure | None) -> Tensor:
     "Of any kernel."
