@@ -6,6 +6,7 @@
 __all__ = ['rows', 'bench_fft', 'aims', 'aims_table', 'hard_table', 'fft_table', 'brief_table', 'gpu_aims', 'gpu_table']
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #imports
+from pathlib import Path
 import torch
 from .block_speed import begin_record, spread, write_record
 from .conv_case import HARD, LAYOUTS, Case, check, compulsory_bytes, hard_rows, memory_mb, race, stepper, variant
@@ -54,7 +55,7 @@ def rows(case: Case, wrong: dict, part: str, repeat: int, threads: int, memory: 
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #bench
 def _case(n: int, taps: int, batch: int, dim: int, gated: bool, device: str, limit: int) -> Case:
-    while dim > 1 and batch * dim * n > (limit if n <= 65536 else limit // 8): dim //= 2       # beyond, a whole width takes half an hour
+    while dim > 1 and batch * dim * n > (limit if n <= 2**18 else limit // 8): dim //= 2       # beyond, the baselines take too long
     return Case(n, min(taps or n, n), batch, dim, gated, device=device)
 
 def _device(device: str) -> str:
@@ -74,7 +75,7 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
               short: tuple[int, ...] = (4, 16, 64),          # short filters, measured beside
               short_lengths: tuple[int, ...] = (1024, 4096, 16384),    # at these lengths
               hard: tuple[int, ...] = (1024, 16384),         # lengths of the hard inputs
-              limit: int = 2**27,                            # numbers in a tensor, an eighth of it beyond N = 65,536; channels are halved until they fit
+              limit: int = 2**27,                            # numbers in a tensor, an eighth of it beyond N = 262,144; channels are halved until they fit
               seconds: float = 120.,                         # per length and step; fewer rounds if they would take longer
               memory: bool = True,                           # a process for each variant
               out: str = 'results/bench/fft.json'            # the record
@@ -82,7 +83,7 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
     "Time, memory and error of the FFT convolution beside its baselines. ValueError for sizes below 1 or an unknown device."
     if min(*lengths, batch, dim, repeat, threads, limit, *short, *short_lengths, *hard) < 1 or taps < 0 or not lengths or seconds <= 0:
         raise ValueError('lengths, batch, dim, repeat, threads, limit, short, short_lengths, hard and seconds must be positive, and taps at least 0')
-    device = _device(device)
+    device, so_far = _device(device), Path(out).with_suffix('.part.json')
     full = [(name, layout) for name in ('auto', 'unfused', *METHODS, *['triton'] * device.startswith('cuda')) for layout in LAYOUTS] + [('sdpa', 'heads')]
     brief = [(name, layout) for name in ('auto', 'unfused', 'direct', 'fft') for layout in LAYOUTS]
     plan = [('main', n, taps, full) for n in lengths] + [('short', n, l, brief) for l in short for n in short_lengths]
@@ -94,8 +95,10 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
             wrong, left = check(names, case, speeds)
             record['rows'] += rows(case, wrong, part, repeat, threads, memory and part == 'main', seconds)
             record['left_out'] += left
+            write_record(record, so_far)
         record['hard'] = hard_rows(hard, device)
     write_record(record, out)
+    so_far.unlink(missing_ok=True)
     return fft_table(record)
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #aims

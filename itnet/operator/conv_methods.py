@@ -62,10 +62,12 @@ class Fft(Line):
         Z, W = self.spectrum(z), self.spectrum(w)
         y = self.points(Z * K) if again else None
         dK = Z.conj_physical_().mul_(W).sum((0, 2)).unsqueeze(1)
+        del Z                                                      # its memory, still in the cache, takes the result
         return self.points(W.mul_(K.conj())), dK, y
 
     def back_to_taps(self, dK: Tensor) -> Tensor:                  # (g, 1, *F) -> (g, *L)
-        k = torch.fft.irfftn(dK.squeeze(1), self.size, self.axes).roll([-lag for lag in self.first], self.axes)
+        k = torch.fft.irfftn(dK.squeeze(1), self.size, self.axes)
+        if any(self.first): k = k.roll([-lag for lag in self.first], self.axes)
         return k[(..., *(slice(l) for l in self.taps))]
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #blocks-method
@@ -163,40 +165,51 @@ def products(self: Blocks, Z: Tensor, K: Tensor) -> Tensor:                  # (
 # %% ../../nbs/operator/21_conv_methods.ipynb #toeplitz
 @dataclass(frozen=True)
 class Toeplitz(Line):
-    "The matrix, written down: short lines. One axis, not a ring."
-    @cached_property
-    def row(self) -> int: return 3 * self.shape[0]
-    @cached_property
-    def diagonals(self) -> tuple[slice, slice]:
-        "Which of the 2N - 1 lags have taps, and which taps have one of these lags."
-        lag, n = self.first[0], self.shape[0]
-        begin, end = max(lag, 1 - n), min(lag + self.taps[0], n)
-        return slice(begin + n - 1, end + n - 1), slice(begin - lag, end - lag)
+    "Windows of the row times a strip of the matrix: short lines and short filters. One axis, not a ring."
+    strip: int = 32
 
-    def basis(self, k: Tensor) -> Tensor:                          # (g, L) -> (g, N, N)
-        there, here = self.diagonals
-        lags = k.new_zeros(len(k), 2 * self.shape[0] - 1)
-        lags[:, there] = k[:, here]
-        return lags.flip(-1).unfold(-1, self.shape[0], 1).flip(-2)
+    @cached_property
+    def window(self) -> int: return self.taps[0] + self.strip - 1
+    @cached_property
+    def blocks(self) -> int: return -(-self.shape[0] // self.strip)
+    @cached_property
+    def row(self) -> int: return self.blocks * self.window
+
+    def basis(self, k: Tensor) -> Tensor: return k                                  # (g, L)
 
     def conv(self, z: Tensor, K: Tensor) -> Tensor:
-        return _grouped(z, lambda x: x @ K.mT)
+        return self.line_of(self.windows(z, 1 - self.first[0] - self.taps[0]) @ self.matrix(K.flip(-1)).mT, z.shape)
 
     def adjoint(self, z: Tensor, w: Tensor, K: Tensor, again: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
-        flat = lambda x: x.transpose(0, 1).flatten(1, 2)
-        return _grouped(w, lambda x: x @ K), flat(w).mT @ flat(z), self.conv(z, K) if again else None
+        W = self.windows(w, self.first[0])
+        return self.line_of(W @ self.matrix(K).mT, z.shape), self.blocks_of(z).mT @ W, self.conv(z, K) if again else None
 
-    def back_to_taps(self, dK: Tensor) -> Tensor:
-        n, (there, here) = self.shape[0], self.diagonals
-        skew = F.pad(dK.flip(-1), (0, n)).flatten(1)[:, :n * (2 * n - 1)].unflatten(1, (n, 2 * n - 1))      # entry (i, j) to column i - j + n - 1
-        k = dK.new_zeros(len(dK), *self.taps)
-        k[:, here] = skew.sum(1)[:, there]
-        return k
+    def back_to_taps(self, dK: Tensor) -> Tensor:                                   # (g, s, window) -> (g, L)
+        return dK.contiguous().as_strided((len(dK), self.strip, *self.taps), (self.strip * self.window, self.window + 1, 1)).sum(1)
 
-def _grouped(z: Tensor, f) -> Tensor:
-    "f, which takes (g, rows, N), on (b, g, c, N)."
-    b, g, c, n = z.shape
-    return f(z.transpose(0, 1).reshape(g, b * c, n)).reshape(g, b, c, n).transpose(0, 1)
+# %% ../../nbs/operator/21_conv_methods.ipynb #toeplitz-parts
+@patch
+def matrix(self: Toeplitz, k: Tensor) -> Tensor:                             # (g, L) -> (g, s, window), entry (i, t) = k_(t-i)
+    rows = F.pad(k, (0, self.strip)).unsqueeze(1).expand(-1, self.strip, -1)        # a row longer than the window: read as rows of
+    return rows.flatten(1)[:, :self.strip * self.window].unflatten(1, (self.strip, self.window))     # the window, each is moved by one
+
+@patch
+def windows(self: Toeplitz, z: Tensor, start: int) -> Tensor:                # (b, g, c, N) -> (g, b c blocks, window)
+    n, length = self.shape[0], (self.blocks - 1) * self.strip + self.window
+    begin, end = max(0, start), min(n, start + length)
+    v = z.new_zeros(z.shape[1], z.shape[0], z.shape[2], length)
+    v[..., begin - start:end - start] = z[..., begin:end].transpose(0, 1)
+    return v.unfold(-1, self.window, self.strip).reshape(len(v), -1, self.window)
+
+@patch
+def blocks_of(self: Toeplitz, z: Tensor) -> Tensor:                          # (b, g, c, N) -> (g, b c blocks, s)
+    z = F.pad(z, (0, self.blocks * self.strip - self.shape[0])).transpose(0, 1)
+    return z.reshape(len(z), -1, self.strip)
+
+@patch
+def line_of(self: Toeplitz, y: Tensor, shape: torch.Size) -> Tensor:         # (g, b c blocks, s) -> (b, g, c, N)
+    b, g, c, n = shape
+    return y.view(g, b, c, -1)[..., :n].transpose(0, 1)
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #direct
 @dataclass(frozen=True)
@@ -256,6 +269,8 @@ def _rows(method, x: Tensor) -> tuple[int, int]:
     scattered = x.stride(-1) != 1 and x.shape[-1] > 1
     return max(1, (CACHE * torch.get_num_threads() if x.device.type == 'cpu' else DEVICE) // method.row), LINE if scattered else 1
 
+def _fits(x: Tensor, rows: int, together: int = 1) -> bool: return together == 1 and x.shape[:3].numel() <= rows
+
 # %% ../../nbs/operator/21_conv_methods.ipynb #kept
 _kept: dict | None = None
 KEPT = 64               # results that are kept at most; the oldest go
@@ -277,33 +292,39 @@ def kept(key: tuple, of: tuple, make):
         _kept[key, state] = of, make()                         # objects are held, so that no other can take their address
     return _kept[key, state][1]
 
-def _basis(method, k: Tensor, dtype: torch.dtype, g: slice, r: int) -> Tensor:
-    "Filters of some groups in the basis of the method; k (G, R, *L)."
-    if _kept is None: return method.basis(k[g, r].to(dtype))
-    return kept((method, r, dtype), (k,), lambda: method.basis(k[:, r].to(dtype)))[g]
+def _bases(method, k: Tensor, dtype: torch.dtype, g: slice = slice(None)) -> list[Tensor]:
+    "Filters (G, R, *L) of some groups in the basis of the method, one tensor per term."
+    if _kept is None: return [method.basis(k[g, r].to(dtype)) for r in range(k.shape[1])]
+    return [kept((method, r, dtype), (k,), lambda: method.basis(k[:, r].to(dtype)))[g] for r in range(k.shape[1])]
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #forward
-def _read(t: Tensor, dtype: torch.dtype, together: int) -> Tensor:
-    "A part of a tensor, row by row: first whole cache lines, as they lie in memory, then transposed while they are near."
-    return t.clone().to(dtype).contiguous() if together > 1 else t.to(dtype)
-
-def _gates(t: Tensor | None, b: slice, g: slice, dtype: torch.dtype, together: int) -> Tensor | None:
-    "Gates (B|1, G, R, *S) of some batch elements and groups."
-    return None if t is None else _read(t[b if len(t) > 1 else slice(None), g], dtype, together)
-
-def _term(t: Tensor | None, b: slice, g: slice, r: int) -> Tensor | None:
-    "One term of them, for all channels, (b, g, 1, *S)."
-    return None if t is None else t[b if len(t) > 1 else slice(None), g, r % t.shape[2]].unsqueeze(2)
-
 def terms(k: Tensor, pre: Tensor | None, post: Tensor | None) -> int:
     "R: how many convolutions are summed."
-    return max([k.shape[1], *(t.shape[2] for t in (pre, post) if t is not None)])
+    return max(k.shape[1], 1 if pre is None else pre.shape[2], 1 if post is None else post.shape[2])
 
 def _work(x: Tensor, k: Tensor) -> torch.dtype: return torch.float64 if torch.float64 in (x.dtype, k.dtype) else torch.float32
 
+def _gate(z: Tensor, t: Tensor | None, r: int) -> Tensor:
+    "z (b, g, c, *S), multiplied by one term of gates (b|1, g, R|1, *S)."
+    return z if t is None else z * t[:, :, r % t.shape[2]].unsqueeze(2)
+
 def _add(total: Tensor | None, t: Tensor) -> Tensor: return t if total is None else total.add_(t)
 
+def _sum(method, z: Tensor, K: list[Tensor], P: Tensor | None, Q: Tensor | None, R: int) -> Tensor:
+    "Σ_r Q_r ⊙ (K_r ∗ (P_r ⊙ z)) for as much as is worked on at a time."
+    total = None
+    for r in range(R): total = _add(total, _gate(method.conv(_gate(z, P, r), K[r % len(K)]), Q, r))
+    return total
+
 # %% ../../nbs/operator/21_conv_methods.ipynb #gated
+def _read(t: Tensor | None, dtype: torch.dtype, together: int) -> Tensor | None:
+    "A part of a tensor, row by row: first whole cache lines, as they lie in memory, then transposed while they are near."
+    return None if t is None else t.clone().to(dtype).contiguous() if together > 1 else t.to(dtype)
+
+def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:
+    "Gates (B|1, G, R, *S) of some batch elements and groups."
+    return None if t is None else t[b if len(t) > 1 else slice(None), g]
+
 def gated(method,                      # one of the above
           x: Tensor,                   # (B, G, C, *S)
           k: Tensor,                   # (G, R|1, *L)
@@ -312,67 +333,73 @@ def gated(method,                      # one of the above
          ) -> Tensor:                  # (B, G, C, *S), in the dtype and layout of x
     "y = Σ_r post_r ⊙ (k_r ∗ (pre_r ⊙ x)) in parts; in float64 where x or k is, else in float32."
     y, dtype, R = torch.empty_like(x), _work(x, k), terms(k, pre, post)
+    if not x.numel(): return y
     rows, together = _rows(method, x)
-    for g, rest in _cut(x.shape[:3], rows, together) if x.numel() else ():
-        K = [_basis(method, k, dtype, g, r) for r in range(k.shape[1])]
+    if _fits(x, rows, together):
+        return y.copy_(_sum(method, x.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R))
+    for g, rest in _cut(x.shape[:3], rows, together):
+        K = _bases(method, k, dtype, g)
         for b, c in rest:
-            xs, P, Q = _read(x[b, g, c], dtype, together), *(_gates(t, b, g, dtype, together) for t in (pre, post))
-            out, subs = None, _cut(xs.shape[:3], rows)
-            if len(subs) > 1 or len(subs[0][1]) > 1: out = torch.empty_like(xs)
-            for gi, inner in subs:
-                for bi, ci in inner:
-                    z, total = xs[bi, gi, ci], None
-                    for r in range(R):
-                        p, q = _term(P, bi, gi, r), _term(Q, bi, gi, r)
-                        t = method.conv(z if p is None else z * p, K[r % len(K)][gi])
-                        total = _add(total, t if q is None else t * q)
-                    if out is not None: out[bi, gi, ci] = total
-            y[b, g, c] = total if out is None else out
+            z, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], _at(pre, b, g), _at(post, b, g)))
+            out = y[b, g, c] if _fits(z, rows) else torch.empty_like(z)
+            for gi, inner in _cut(z.shape[:3], rows):
+                for bi, ci in inner: out[bi, gi, ci] = _sum(method, z[bi, gi, ci], [f[gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R)
+            if not _fits(z, rows): y[b, g, c] = out
     return y
 
+# %% ../../nbs/operator/21_conv_methods.ipynb #back
+def _put(out: Tensor, t: Tensor, r: int) -> None:
+    "Add the gradient of one term of gates, (b, g, *S), to out (b|1, g, R|1, *S)."
+    out[:, :, r % out.shape[2]] += t if len(t) == len(out) else t.sum(0, keepdim=True)
+
+def _sum_backward(method, z: Tensor, w: Tensor, K: list[Tensor], P: Tensor | None, Q: Tensor | None, R: int, dP: Tensor | None, dQ: Tensor | None
+                 ) -> tuple[Tensor, list[Tensor]]:
+    "Gradients of the rows and of the filters in the basis, given that of the sum; those of gates are added to dP and dQ."
+    total, dK = None, [None] * len(K)
+    for r in range(R):
+        i = r % len(K)
+        dz, part, y = method.adjoint(_gate(z, P, r), _gate(w, Q, r), K[i], Q is not None)
+        dK[i] = _add(dK[i], part)
+        if P is not None: _put(dP, (z * dz).sum(2), r)
+        if Q is not None: _put(dQ, (w * y).sum(2), r)
+        total = _add(total, _gate(dz, P, r))
+    return total, dK
+
 # %% ../../nbs/operator/21_conv_methods.ipynb #backward
-def _put(out: Tensor | None, t: Tensor, b: slice, g: slice, r: int) -> None:
-    "Add the gradient of gates, (b, g, *S), where they came from."
-    if out is None: return
-    if len(out) > 1: out[b, g, r % out.shape[2]] += t
-    else: out[0, g, r % out.shape[2]] += t.sum(0)
-
-def _add_groups(dK: list[Tensor | None], r: int, part: Tensor, g: slice, groups: int) -> None:
-    "Add the gradient of some groups' filters to dK[r]."
-    if len(part) == groups: dK[r] = _add(dK[r], part)
-    else:
-        if dK[r] is None: dK[r] = part.new_zeros(groups, *part.shape[1:])
-        dK[r][g] += part
-
-def _inner(o: slice, i: slice) -> slice: return slice(o.start + i.start, o.start + i.stop)
+def _add_groups(dK: list[Tensor | None], parts: list[Tensor], g: slice, groups: int) -> None:
+    "Add the gradient of some groups' filters to that of all."
+    for r, part in enumerate(parts):
+        if len(part) == groups: dK[r] = _add(dK[r], part)
+        else:
+            if dK[r] is None: dK[r] = part.new_zeros(groups, *part.shape[1:])
+            dK[r][g] += part
 
 def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None
                   ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     "Gradients of x, k, pre and post, given that of y; shapes as there. Sums are in float32 or float64."
     dtype, R = _work(x, k), terms(k, pre, post)
-    dx, dk = torch.empty_like(x), torch.zeros_like(k)
+    dx, dk = torch.empty_like(x), torch.empty_like(k)
     dpre, dpost = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (pre, post))
     rows, together = _rows(method, x)
-    for g, rest in _cut(x.shape[:3], rows, together) if x.numel() else ():
-        K = [_basis(method, k, dtype, g, r) for r in range(k.shape[1])]
+    to_taps = lambda dK: torch.stack([method.back_to_taps(part) for part in dK], 1)
+    cast = lambda d, t: None if d is None else d.to(t.dtype)
+    if not x.numel(): return dx, dk.zero_(), cast(dpre, pre), cast(dpost, post)
+    if _fits(x, rows, together):
+        dz, dK = _sum_backward(method, x.to(dtype), g_y.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R, dpre, dpost)
+        return dx.copy_(dz), dk.copy_(to_taps(dK)), cast(dpre, pre), cast(dpost, post)
+    for g, rest in _cut(x.shape[:3], rows, together):
+        K = _bases(method, k, dtype, g)
         dK = [None] * len(K)
         for b, c in rest:
-            xs, gs = (_read(t[b, g, c], dtype, together) for t in (x, g_y))
-            P, Q = (_gates(t, b, g, dtype, together) for t in (pre, post))
-            out, subs = None, _cut(xs.shape[:3], rows)
-            if len(subs) > 1 or len(subs[0][1]) > 1: out = torch.empty_like(xs)
-            for gi, inner in subs:
+            z, w, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], g_y[b, g, c], _at(pre, b, g), _at(post, b, g)))
+            dP, dQ = _at(dpre, b, g), _at(dpost, b, g)
+            out = dx[b, g, c] if _fits(z, rows) else torch.empty_like(z)
+            for gi, inner in _cut(z.shape[:3], rows):
                 for bi, ci in inner:
-                    z, gz, total, at = xs[bi, gi, ci], gs[bi, gi, ci], None, (_inner(b, bi), _inner(g, gi))
-                    for r in range(R):
-                        p, q = _term(P, bi, gi, r), _term(Q, bi, gi, r)
-                        dz, part, y = method.adjoint(z if p is None else z * p, gz if q is None else gz * q, K[r % len(K)][gi], q is not None)
-                        _add_groups(dK, r % len(K), part, gi, len(K[0]))
-                        if q is not None: _put(dpost, (gz * y).sum(2), *at, r)
-                        if p is not None: _put(dpre, (z * dz).sum(2), *at, r)
-                        total = _add(total, dz if p is None else dz * p)
-                    if out is not None: out[bi, gi, ci] = total
-            dx[b, g, c] = total if out is None else out
-        for r, part in enumerate(dK): dk[g, r] = method.back_to_taps(part).to(dk.dtype)
-    cast = lambda d, t: None if d is None else d.to(t.dtype)
+                    at = bi, gi
+                    out[bi, gi, ci], parts = _sum_backward(method, z[bi, gi, ci], w[bi, gi, ci], [f[gi] for f in K], _at(P, *at), _at(Q, *at), R,
+                                                           _at(dP, *at), _at(dQ, *at))
+                    _add_groups(dK, parts, gi, len(K[0]))
+            if not _fits(z, rows): dx[b, g, c] = out
+        dk[g] = to_taps(dK)
     return dx, dk, cast(dpre, pre), cast(dpost, post)

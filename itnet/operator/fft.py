@@ -63,18 +63,18 @@ def convolve(u: Tensor,                    # (..., *S), real
     return y.to(dtype)
 
 # %% ../../nbs/operator/20_fft.ipynb #check
-def check_conv(u: Tensor, k: Tensor, origin: int | tuple[int, ...]) -> tuple[int, ...]:
+def check_conv(u: Tensor, k: Tensor, origin: int | tuple[int, ...], channels_last: bool = True) -> tuple[int, ...]:
     "Origin along each axis; ValueError naming both shapes where u and k do not fit."
-    both = f'u {tuple(u.shape)} {u.dtype} and k {tuple(k.shape)} {k.dtype}'
+    def refuse(why: str): raise ValueError(f'u {tuple(u.shape)} {u.dtype} and k {tuple(k.shape)} {k.dtype}: {why}')
     p = k.ndim - 1
     if not 1 <= p <= 3 or u.ndim != p + 2:
-        raise ValueError(f'{both}: expected u (B, *S, D) and k (*L, D) with the same 1 to 3 spatial axes')
-    if u.shape[-1] != k.shape[-1]: raise ValueError(f'{both}: {u.shape[-1]} channels against {k.shape[-1]} filters')
-    if not (u.is_floating_point() and k.is_floating_point()): raise ValueError(f'{both}: expected real floating-point tensors')
-    if 0 in u.shape[1:-1] or 0 in k.shape[:-1]: raise ValueError(f'{both}: an axis has length zero')
+        refuse(f'expected {"u (B, *S, D) and k (*L, D)" if channels_last else "u (B, D, *S) and k (D, *L)"} with the same 1 to 3 spatial axes')
+    (*shape, D), (*taps, filters) = (u.shape[1:], k.shape) if channels_last else ((*u.shape[2:], u.shape[1]), (*k.shape[1:], k.shape[0]))
+    if D != filters: refuse(f'{D} channels against {filters} filters')
+    if not (u.is_floating_point() and k.is_floating_point()): refuse('expected real floating-point tensors')
+    if 0 in shape or 0 in taps: refuse('an axis has length zero')
     origin = per_axis(origin, p, 'origin')
-    if any(not 0 <= o < l for o, l in zip(origin, k.shape)):
-        raise ValueError(f'origin {origin} lies outside the filter of shape {tuple(k.shape[:-1])}')
+    if any(not 0 <= o < l for o, l in zip(origin, taps)): raise ValueError(f'origin {origin} lies outside the filter of shape {tuple(taps)}')
     return origin
 
 # %% ../../nbs/operator/20_fft.ipynb #direct-conv

@@ -7,8 +7,10 @@ __all__ = ['gated_conv', 'gated_fft_conv', 'fft_conv']
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #imports
 import math
+from functools import lru_cache
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch._C._functorch import TransformType, get_interpreter_stack
 from ..gpu.backend import attempt, why_not
 from .conv_choice import choose_method, crop
@@ -20,8 +22,9 @@ _SAFE = 40
 
 def _finite(*tensors: Tensor | None) -> bool:
     "Whether all numbers are finite, if that costs no waiting."
-    total = lambda t: (t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32)).item()
-    return all(t is None or t.device.type != 'cpu' or math.isfinite(total(t)) for t in tensors)
+    for t in tensors:
+        if t is not None and t.device.type == 'cpu' and not math.isfinite((t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32)).item()): return False
+    return True
 
 def _exponent(t: Tensor | None) -> int:
     "The power of two that brings the largest value of t near 1, if it is far from it; else 0."
@@ -53,20 +56,25 @@ def _name(x: Tensor) -> str:
     "Of the kernels for x: they are compiled for each length and precision, and fail each for itself."
     return f'long_conv {str(x.dtype).removeprefix("torch.")} {x.shape[-1]}'
 
+@lru_cache(maxsize=4096)
+def _plan(shape: tuple[int, ...], taps: tuple[int, ...], origin: tuple[int, ...], ring: tuple[bool, ...], rows: int, method: str):
+    "The method, and an index of the taps it works on, None for all."
+    line, keep = crop(shape, taps, origin, ring)
+    return choose_method(line, rows, 'auto' if method == _TRITON else method), None if line.taps == taps else (..., *keep)
+
 def _plain(x: Tensor, k: Tensor, origin: list[int], ring: list[bool], method: str):
-    "The method, and the taps it works on."
-    p = len(origin)
-    line, keep = crop(tuple(x.shape[3:]), tuple(k.shape[2:]), tuple(origin), tuple(ring))
-    return choose_method(line, max(1, len(x) * x.shape[2]), 'auto' if method == _TRITON else method), (slice(None),) * (k.ndim - p) + keep
+    "The method, the index of the taps it works on, and these taps."
+    way, keep = _plan(x.shape[3:], k.shape[2:], tuple(origin), tuple(ring), max(1, len(x) * x.shape[2]), method)
+    return way, keep, k if keep is None else k[keep]
 
 def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str) -> Tensor:
     def plain() -> Tensor:
-        way, keep = _plain(x, k, origin, ring, method)
-        y = gated(way, x, k[keep], pre, post)
-        e = [0] if _finite(y) else [_exponent(t) for t in (x, k, pre, post)]
-        if not any(e): return y
-        xs, ks, ps, qs = (_times(t, n) for t, n in zip((x, k, pre, post), e))
-        return _times(gated(way, xs, ks[keep], ps, qs), -sum(e))
+        way, _, taps = _plain(x, k, origin, ring, method)
+        y = gated(way, x, taps, pre, post)
+        if _finite(y): return y
+        factors = x, taps, pre, post
+        e = [_exponent(t) for t in factors]
+        return _times(gated(way, *(_times(t, n) for t, n in zip(factors, e))), -sum(e)) if any(e) else y
     if not _by_triton(x, k, pre, post, ring, method): return plain()
     from itnet.gpu.long_conv import conv
     return _laid_out_like(attempt(_name(x), lambda: conv(x, k, pre, post, origin[0]), plain), x)
@@ -76,13 +84,14 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
              ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Gradients of x, k, pre, post; an empty tensor for a gate that is not there."
     def plain() -> tuple[Tensor | None, ...]:
-        way, keep = _plain(x, k, origin, ring, method)
-        grads = gated_backward(way, g, x, k[keep], pre, post)
-        e = [0] if _finite(*grads) else [_exponent(t) for t in (g, x, k, pre, post)]
+        way, keep, taps = _plain(x, k, origin, ring, method)
+        factors = g, x, taps, pre, post
+        grads = gated_backward(way, *factors)
+        e = [0] if _finite(*grads) else [_exponent(t) for t in factors]
         if any(e):                                                      # the gradient of a factor has all factors but its own
-            gs, xs, ks, ps, qs = (_times(t, n) for t, n in zip((g, x, k, pre, post), e))
-            grads = tuple(_times(d, own - sum(e)) for d, own in zip(gated_backward(way, gs, xs, ks[keep], ps, qs), e[1:]))
-        if grads[1].shape == k.shape: return grads
+            scaled = gated_backward(way, *(_times(t, n) for t, n in zip(factors, e)))
+            grads = tuple(_times(d, own - sum(e)) for d, own in zip(scaled, e[1:]))
+        if keep is None: return grads
         whole = torch.zeros_like(k); whole[keep] = grads[1]
         return grads[0], whole, *grads[2:]
     if _by_triton(x, k, pre, post, ring, method):
@@ -111,10 +120,12 @@ def _save(ctx, inputs, output):
     *tensors, ctx.origin, ctx.ring, ctx.method = inputs
     ctx.save_for_backward(*tensors)
 
+def _wanted(grads, tensors, need) -> list[Tensor | None]: return [d if t is not None and n else None for d, t, n in zip(grads, tensors, need)]
+
 def _gradient(ctx, g):
     tensors = ctx.saved_tensors
     grads = torch.ops.itnet.gated_conv_backward(g, *tensors, ctx.origin, ctx.ring, ctx.method)
-    return (*(d if t is not None and need else None for d, t, need in zip(grads, tensors, ctx.needs_input_grad)), None, None, None)
+    return *_wanted(grads, tensors, ctx.needs_input_grad), None, None, None
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #second
 def _plain_form(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin, ring) -> Tensor:
@@ -188,6 +199,40 @@ def _register() -> torch.library.Library:
 
 if not hasattr(torch.ops.itnet, 'gated_conv'): _library = _register()        # once in a process
 
+# %% ../../nbs/operator/23_fft_conv.ipynb #eager
+def _eager(*tensors: Tensor | None) -> bool:
+    "Whether nothing but autograd has to see a call."
+    if torch.compiler.is_compiling() or get_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack(): return False
+    return not torch.is_autocast_enabled(tensors[0].device.type) and all(t is None or type(t) in (Tensor, Parameter) and not t.is_meta for t in tensors)
+
+_AXES = 1, 0, 1, 1        # where x, k, pre and post have their channels
+
+def _in(t: Tensor | None, last: bool, axis: int = 1) -> Tensor | None:
+    "(B, *S, D) or (B, D, *S) as (B, D, 1, *S); filters by axis = 0."
+    return t if t is None else (t.movedim(-1, axis) if last else t).unsqueeze(axis + 1)
+
+def _out(t: Tensor | None, last: bool, axis: int = 1) -> Tensor | None:
+    "And back."
+    return t if t is None else t.squeeze(axis + 1).movedim(axis, -1) if last else t.squeeze(axis + 1)
+
+class _GatedConv(torch.autograd.Function):
+    "x, k, pre, post as in the operation (last is None), or with channels last or first."
+    @staticmethod
+    def forward(ctx, last, x, k, pre, post, *rest):
+        ctx.save_for_backward(x, k, pre, post)
+        ctx.last, ctx.rest = last, rest
+        if last is None: return _forward(x, k, pre, post, *rest)
+        return _out(_forward(_in(x, last), _in(k, last, 0), _in(pre, last), _in(post, last), *rest), last)
+
+    @staticmethod
+    def backward(ctx, g):
+        tensors, last = ctx.saved_tensors, ctx.last
+        run = _backward if not torch.is_grad_enabled() and _eager(g, *tensors) else torch.ops.itnet.gated_conv_backward
+        if last is None: grads = run(g, *tensors, *ctx.rest)
+        else: grads = run(_in(g, last), *(_in(t, last, a) for t, a in zip(tensors, _AXES)), *ctx.rest)
+        grads = _wanted(grads, tensors, ctx.needs_input_grad[1:])
+        return None, *(grads if last is None else [_out(d, last, a) for d, a in zip(grads, _AXES)]), None, None, None
+
 # %% ../../nbs/operator/23_fft_conv.ipynb #func
 def _differentiates() -> bool:
     "Whether a transform of torch.func other than vmap is active."
@@ -204,6 +249,7 @@ def gated_conv(x: Tensor,                         # (B, G, C, *S): C channels sh
                method: str = 'auto'               # one of `conv_choice.METHODS`, 'triton', or the cheapest
               ) -> Tensor:                        # (B, G, C, *S), in the dtype and layout of x
     "Σ_r post_r ⊙ (k_r ∗ (pre_r ⊙ x)), the form that rules use. Arguments are not checked."
+    if _eager(x, k, pre, post): return _GatedConv.apply(None, x, k, pre, post, origin, ring, method)
     if _differentiates(): return _plain_form(x, k, pre, post, origin, ring)
     return torch.ops.itnet.gated_conv(x, k, pre, post, list(origin), list(ring), method)
 
@@ -212,35 +258,38 @@ def gated_fft_conv(u: Tensor,                                # (B, *S, D), one t
                    pre: Tensor | None = None,                # (B, *S, D), or broadcast to it
                    post: Tensor | None = None,               # (B, *S, D), or broadcast to it
                    origin: int | tuple[int, ...] = 0,        # index of lag zero: 0 causal, (L-1)//2 centred
-                   method: str = 'auto'                      # direct, toeplitz, fft, blocks, triton; all give the same numbers
-                  ) -> Tensor:                               # (B, *S, D), in the dtype of u
+                   method: str = 'auto',                     # direct, toeplitz, fft, blocks, triton; all give the same numbers
+                   channels_last: bool = True                # else u, pre, post (B, D, *S) and k (D, *L)
+                  ) -> Tensor:                               # in the shape and dtype of u
     """post ⊙ (k ∗ (pre ⊙ u)) for each channel with its own filter, in O(N log N).
 
     Zero outside the grid. Half precision is computed in float32; float64 if u or k is. The backward pass keeps the inputs only.
     ValueError where shapes or dtypes do not fit, or the method does not. Source: convolution theorem; overlap-save.
     """
-    origin = check_conv(u, k, origin)
+    origin = check_conv(u, k, origin, channels_last)
     if torch.float64 in (u.dtype, k.dtype): u = u.double()
-    rows = lambda t: t.movedim(-1, 1).unsqueeze(2)
-    p, q = (None if t is None else rows(_fits(t, u, name)) for t, name in ((pre, 'pre'), (post, 'post')))
-    y = gated_conv(rows(u), k.movedim(-1, 0).unsqueeze(1), p, q, origin, (False,) * len(origin), method)
-    return y.squeeze(2).movedim(1, -1)
+    pre, post, ring = _fits(pre, u, 'pre'), _fits(post, u, 'post'), (False,) * len(origin)
+    if _eager(u, k, pre, post): return _GatedConv.apply(channels_last, u, k, pre, post, origin, ring, method)
+    x, k, p, q = (_in(t, channels_last, a) for t, a in zip((u, k, pre, post), _AXES))
+    return _out(gated_conv(x, k, p, q, origin, ring, method), channels_last)
 
-def _fits(gate: Tensor, u: Tensor, name: str) -> Tensor:
+def _fits(gate: Tensor | None, u: Tensor, name: str) -> Tensor | None:
     "A gate in the shape of u. ValueError if it has none, or is not real."
+    if gate is None: return None
     shape = tuple(gate.shape)
     if gate.ndim != u.ndim or any(a not in (1, b) for a, b in zip(shape, u.shape)): raise ValueError(f'{name} {shape} does not fit u {tuple(u.shape)}')
     if not gate.is_floating_point(): raise ValueError(f'{name} {shape} {gate.dtype}: expected real floating-point numbers')
-    return gate.expand(shape[0], *u.shape[1:])
+    return gate if shape[1:] == u.shape[1:] else gate.expand(shape[0], *u.shape[1:])
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #fft-conv
 def fft_conv(u: Tensor,                                # (B, *S, D), one to three spatial axes
              k: Tensor,                                # (*L, D), one filter per channel, any length
              origin: int | tuple[int, ...] = 0,        # index of lag zero: 0 causal, (L-1)//2 centred
-             method: str = 'auto'                      # direct, toeplitz, fft, blocks, triton; all give the same numbers
-            ) -> Tensor:                               # (B, *S, D), in the dtype of u
+             method: str = 'auto',                     # direct, toeplitz, fft, blocks, triton; all give the same numbers
+             channels_last: bool = True                # else u (B, D, *S) and k (D, *L)
+            ) -> Tensor:                               # in the shape and dtype of u
     """Convolution of each channel with its own filter: y_i = Σ_l k_l u_(i-(l-origin)), zero outside the grid.
 
     Precision, errors and source: `gated_fft_conv`.
     """
-    return gated_fft_conv(u, k, origin=origin, method=method)
+    return gated_fft_conv(u, k, origin=origin, method=method, channels_last=channels_last)
