@@ -63,7 +63,7 @@ class Fft(Line):
         y = self.points(Z * K) if again else None
         dK = Z.conj_physical_().mul_(W).sum((0, 2)).unsqueeze(1)
         del Z                                                      # its memory, still in the cache, takes the result
-        return self.points(W.mul_(K.conj())), dK, y
+        return self.points(W.mul_(K.conj_physical())), dK, y
 
     def back_to_taps(self, dK: Tensor) -> Tensor:                  # (g, 1, *F) -> (g, *L)
         k = torch.fft.irfftn(dK.squeeze(1), self.size, self.axes)

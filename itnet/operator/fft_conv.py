@@ -81,8 +81,8 @@ def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, orig
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #inside-back
 def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str
-             ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Gradients of x, k, pre, post; an empty tensor for a gate that is not there."
+             ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    "Gradients of x, k, pre, post; None for a gate that is not there."
     def plain() -> tuple[Tensor | None, ...]:
         way, keep, taps = _plain(x, k, origin, ring, method)
         factors = g, x, taps, pre, post
@@ -94,14 +94,10 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
         if keep is None: return grads
         whole = torch.zeros_like(k); whole[keep] = grads[1]
         return grads[0], whole, *grads[2:]
-    if _by_triton(x, k, pre, post, ring, method):
-        from itnet.gpu.long_conv import conv_backward
-        out = attempt(_name(x), lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
-        out = tuple(None if d is None else _laid_out_like(d, t) for d, t in zip(out, (x, k, pre, post)))
-    else: out = plain()
-    return tuple(_nothing(x) if d is None else d for d in out)
-
-def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
+    if not _by_triton(x, k, pre, post, ring, method): return plain()
+    from itnet.gpu.long_conv import conv_backward
+    out = attempt(_name(x), lambda: conv_backward(g, x, k, pre, post, origin[0]), plain)
+    return tuple(None if d is None else _laid_out_like(d, t) for d, t in zip(out, (x, k, pre, post)))
 
 def _laid_out_like(d: Tensor, t: Tensor) -> Tensor:
     "d with the strides that the shape function promises: those of `empty_like`."
@@ -110,6 +106,12 @@ def _laid_out_like(d: Tensor, t: Tensor) -> Tensor:
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #register
 _SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
+
+def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
+
+def _backward_op(*args) -> tuple[Tensor, ...]:
+    "The same, with an empty tensor for a gate that is not there: an operation returns tensors."
+    return tuple(_nothing(args[1]) if d is None else d for d in _backward(*args))
 
 def _shapes(x, k, pre, post, origin, ring, method): return torch.empty_like(x)
 
@@ -189,7 +191,7 @@ def _register() -> torch.library.Library:
     exact = (getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order),)        # the older name, before torch 2.7
     lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=exact)
     lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=exact)
-    for name, run, shapes, gradient, vmap in (('gated_conv', _forward, _shapes, _gradient, _vmap), ('gated_conv_backward', _backward, _shapes_back, _second, _vmap_back)):
+    for name, run, shapes, gradient, vmap in (('gated_conv', _forward, _shapes, _gradient, _vmap), ('gated_conv_backward', _backward_op, _shapes_back, _second, _vmap_back)):
         for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
         torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)
         torch.library.register_autograd(f'itnet::{name}', gradient, setup_context=_save, lib=lib)
