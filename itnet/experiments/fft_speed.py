@@ -55,7 +55,7 @@ def rows(case: Case, wrong: dict, part: str, repeat: int, threads: int, memory: 
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #bench
 def _case(n: int, taps: int, batch: int, dim: int, gated: bool, device: str, limit: int) -> Case:
-    while dim > 1 and batch * dim * n > (limit if n <= 2**18 else limit // 8): dim //= 2       # beyond, the baselines take too long
+    while dim > 1 and batch * dim * n > (limit if n <= 2**16 else limit // 8): dim //= 2       # beyond, a step of the baseline takes a minute
     return Case(n, min(taps or n, n), batch, dim, gated, device=device)
 
 def _device(device: str) -> str:
@@ -75,7 +75,7 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
               short: tuple[int, ...] = (4, 16, 64),          # short filters, measured beside
               short_lengths: tuple[int, ...] = (1024, 4096, 16384),    # at these lengths
               hard: tuple[int, ...] = (1024, 16384),         # lengths of the hard inputs
-              limit: int = 2**27,                            # numbers in a tensor, an eighth of it beyond N = 262,144; channels are halved until they fit
+              limit: int = 2**27,                            # numbers in a tensor, an eighth of it beyond N = 65,536; channels are halved until they fit
               seconds: float = 120.,                         # per length and step; fewer rounds if they would take longer
               memory: bool = True,                           # a process for each variant
               out: str = 'results/bench/fft.json'            # the record

@@ -20,11 +20,11 @@ from .fft import check_conv, convolve
 # %% ../../nbs/operator/23_fft_conv.ipynb #scale
 _SAFE = 40
 
-def _finite(*tensors: Tensor | None) -> bool:
-    "Whether all numbers are finite, if that costs no waiting."
-    for t in tensors:
-        if t is not None and t.device.type == 'cpu' and not math.isfinite((t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32)).item()): return False
-    return True
+def _sums(x: Tensor) -> list | None:
+    "A list for the sums of what is computed, where reading them costs no waiting."
+    return [] if x.device.type == 'cpu' else None
+
+def _finite(sums: list | None) -> bool: return sums is None or all(math.isfinite(s.item()) for s in sums)
 
 def _exponent(t: Tensor | None) -> int:
     "The power of two that brings the largest value of t near 1, if it is far from it; else 0."
@@ -70,9 +70,9 @@ def _plain(x: Tensor, k: Tensor, origin: list[int], ring: list[bool], method: st
 def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str) -> Tensor:
     def plain() -> Tensor:
         way, _, taps = _plain(x, k, origin, ring, method)
-        y = gated(way, x, taps, pre, post)
-        if _finite(y): return y
-        factors = x, taps, pre, post
+        factors, sums = (x, taps, pre, post), _sums(x)
+        y = gated(way, *factors, sums)
+        if _finite(sums): return y
         e = [_exponent(t) for t in factors]
         return _times(gated(way, *(_times(t, n) for t, n in zip(factors, e))), -sum(e)) if any(e) else y
     if not _by_triton(x, k, pre, post, ring, method): return plain()
@@ -85,9 +85,9 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
     "Gradients of x, k, pre, post; None for a gate that is not there."
     def plain() -> tuple[Tensor | None, ...]:
         way, keep, taps = _plain(x, k, origin, ring, method)
-        factors = g, x, taps, pre, post
-        grads = gated_backward(way, *factors)
-        e = [0] if _finite(*grads) else [_exponent(t) for t in factors]
+        factors, sums = (g, x, taps, pre, post), _sums(x)
+        grads = gated_backward(way, *factors, sums)
+        e = [0] if _finite(sums) else [_exponent(t) for t in factors]
         if any(e):                                                      # the gradient of a factor has all factors but its own
             scaled = gated_backward(way, *(_times(t, n) for t, n in zip(factors, e)))
             grads = tuple(_times(d, own - sum(e)) for d, own in zip(scaled, e[1:]))
