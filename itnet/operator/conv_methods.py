@@ -340,9 +340,9 @@ def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:
     "Gates (B|1, G, R, *S) of some batch elements and groups."
     return None if t is None else t[b if len(t) > 1 else slice(None), g]
 
-def _noted(t: Tensor, sums: list | None) -> Tensor:
-    "t, its sum added to the list."
-    if sums is not None: sums.append(t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32))
+def _noted(t: Tensor, total: Tensor | None) -> Tensor:
+    "t, its numbers added to the total."
+    if total is not None: total += t.sum() if t.dtype.itemsize > 2 else t.sum(dtype=torch.float32)
     return t
 
 def gated(method,                      # one of the above
@@ -350,14 +350,14 @@ def gated(method,                      # one of the above
           k: Tensor,                   # (G, R|1, *L)
           pre: Tensor | None,          # (B|1, G, R|1, *S)
           post: Tensor | None,         # (B|1, G, R|1, *S)
-          sums: list | None = None     # takes the sums of parts of y
+          total: Tensor | None = None  # to which all numbers of y are added
          ) -> Tensor:                  # (B, G, C, *S), in the dtype and layout of x
     "y = Σ_r post_r ⊙ (k_r ∗ (pre_r ⊙ x)) in parts; in float64 where x or k is, else in float32."
     y, dtype, R = torch.empty_like(x), _work(x, k), terms(k, pre, post)
     if not x.numel(): return y
     rows, together = _rows(method, x)
     if _fits(x, rows, together):
-        return _noted(y.copy_(_sum(method, x.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R)), sums)
+        return _noted(y.copy_(_sum(method, x.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R)), total)
     for g, rest in _cut(x.shape[:3], rows, together):
         K = _bases(method, k, dtype, g)
         for b, c in rest:
@@ -365,7 +365,7 @@ def gated(method,                      # one of the above
             out = y[b, g, c] if _fits(z, rows) else torch.empty_like(z)
             for gi, inner in _cut(z.shape[:3], rows):
                 for bi, ci in inner:
-                    out[bi, gi, ci] = _noted(_sum(method, z[bi, gi, ci], [f[gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R), sums)
+                    out[bi, gi, ci] = _noted(_sum(method, z[bi, gi, ci], [f[gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R), total)
             if not _fits(z, rows): y[b, g, c] = out
     return y
 
@@ -396,19 +396,19 @@ def _add_groups(dK: list[Tensor | None], parts: list[Tensor], g: slice, groups: 
             if dK[r] is None: dK[r] = part.new_zeros(groups, *part.shape[1:])
             dK[r][g] += part
 
-def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, sums: list | None = None
+def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, total: Tensor | None = None
                   ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    "Gradients of x, k, pre and post, given that of y; shapes and `sums` as there. They are summed in float32 or float64."
+    "Gradients of x, k, pre and post, given that of y; shapes and `total` as there. Sums are in float32 or float64."
     dtype, R = _work(x, k), terms(k, pre, post)
     dx, dk = torch.empty_like(x), torch.empty_like(k)
     dpre, dpost = (None if t is None else torch.zeros_like(t, dtype=dtype) for t in (pre, post))
     rows, together = _rows(method, x)
     to_taps = lambda dK: torch.stack([method.back_to_taps(part) for part in dK], 1)
-    cast = lambda d, t: None if d is None else _noted(d, sums).to(t.dtype)
+    cast = lambda d, t: None if d is None else _noted(d, total).to(t.dtype)
     if not x.numel(): return dx, dk.zero_(), cast(dpre, pre), cast(dpost, post)
     if _fits(x, rows, together):
         dz, dK = _sum_backward(method, x.to(dtype), g_y.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R, dpre, dpost)
-        return _noted(dx.copy_(dz), sums), _noted(dk.copy_(to_taps(dK)), sums), cast(dpre, pre), cast(dpost, post)
+        return _noted(dx.copy_(dz), total), _noted(dk.copy_(to_taps(dK)), total), cast(dpre, pre), cast(dpost, post)
     for g, rest in _cut(x.shape[:3], rows, together):
         K = _bases(method, k, dtype, g)
         dK = [None] * len(K)
@@ -420,8 +420,8 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
                 for bi, ci in inner:
                     at = bi, gi
                     dz, parts = _sum_backward(method, z[bi, gi, ci], w[bi, gi, ci], [f[gi] for f in K], _at(P, *at), _at(Q, *at), R, _at(dP, *at), _at(dQ, *at))
-                    out[bi, gi, ci] = _noted(dz, sums)
+                    out[bi, gi, ci] = _noted(dz, total)
                     _add_groups(dK, parts, gi, len(K[0]))
             if not _fits(z, rows): dx[b, g, c] = out
         dk[g] = to_taps(dK)
-    return dx, _noted(dk, sums), cast(dpre, pre), cast(dpost, post)
+    return dx, _noted(dk, total), cast(dpre, pre), cast(dpost, post)

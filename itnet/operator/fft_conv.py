@@ -20,11 +20,11 @@ from .fft import check_conv, convolve
 # %% ../../nbs/operator/23_fft_conv.ipynb #scale
 _SAFE = 40
 
-def _sums(x: Tensor) -> list | None:
-    "A list for the sums of what is computed, where reading them costs no waiting."
-    return [] if x.device.type == 'cpu' else None
+def _total(x: Tensor) -> Tensor | None:
+    "Zero, to which all results are added, where reading it costs no waiting."
+    return torch.zeros((), dtype=torch.float64) if x.device.type == 'cpu' else None
 
-def _finite(sums: list | None) -> bool: return sums is None or all(math.isfinite(s.item()) for s in sums)
+def _finite(total: Tensor | None) -> bool: return total is None or math.isfinite(total.item())
 
 def _exponent(t: Tensor | None) -> int:
     "The power of two that brings the largest value of t near 1, if it is far from it; else 0."
@@ -70,9 +70,9 @@ def _plain(x: Tensor, k: Tensor, origin: list[int], ring: list[bool], method: st
 def _forward(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: list[int], ring: list[bool], method: str) -> Tensor:
     def plain() -> Tensor:
         way, _, taps = _plain(x, k, origin, ring, method)
-        factors, sums = (x, taps, pre, post), _sums(x)
-        y = gated(way, *factors, sums)
-        if _finite(sums): return y
+        factors, total = (x, taps, pre, post), _total(x)
+        y = gated(way, *factors, total)
+        if _finite(total): return y
         e = [_exponent(t) for t in factors]
         return _times(gated(way, *(_times(t, n) for t, n in zip(factors, e))), -sum(e)) if any(e) else y
     if not _by_triton(x, k, pre, post, ring, method): return plain()
@@ -85,9 +85,9 @@ def _backward(g: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor 
     "Gradients of x, k, pre, post; None for a gate that is not there."
     def plain() -> tuple[Tensor | None, ...]:
         way, keep, taps = _plain(x, k, origin, ring, method)
-        factors, sums = (g, x, taps, pre, post), _sums(x)
-        grads = gated_backward(way, *factors, sums)
-        e = [0] if _finite(sums) else [_exponent(t) for t in factors]
+        factors, total = (g, x, taps, pre, post), _total(x)
+        grads = gated_backward(way, *factors, total)
+        e = [0] if _finite(total) else [_exponent(t) for t in factors]
         if any(e):                                                      # the gradient of a factor has all factors but its own
             scaled = gated_backward(way, *(_times(t, n) for t, n in zip(factors, e)))
             grads = tuple(_times(d, own - sum(e)) for d, own in zip(scaled, e[1:]))
@@ -205,7 +205,8 @@ if not hasattr(torch.ops.itnet, 'gated_conv'): _library = _register()        # o
 def _eager(*tensors: Tensor | None) -> bool:
     "Whether nothing but autograd has to see a call."
     if torch.compiler.is_compiling() or get_interpreter_stack() is not None or torch._C._len_torch_dispatch_stack(): return False
-    return not torch.is_autocast_enabled(tensors[0].device.type) and all(t is None or type(t) in (Tensor, Parameter) and not t.is_meta for t in tensors)
+    if not all(t is None or type(t) in (Tensor, Parameter) and not t.is_meta for t in tensors): return False
+    return not torch.is_autocast_enabled(tensors[0].device.type)
 
 _AXES = 1, 0, 1, 1        # where x, k, pre and post have their channels
 
