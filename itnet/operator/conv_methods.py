@@ -58,7 +58,7 @@ class Fft(Line):
     def row(self) -> int: return math.prod(self.size)              # numbers worked on for each row
 
     def spectrum(self, z: Tensor) -> Tensor:
-        small = len(self.size) == 1 and z.device.type == 'cpu' and z.shape[:-1].numel() * self.row <= SMALL
+        small = len(self.size) == 1 and z.shape[-1] < self.row and z.device.type == 'cpu' and z.shape[:-1].numel() * self.row <= SMALL
         return torch.fft.rfft(_padded(z, self.row)) if small else torch.fft.rfftn(z, self.size, self.axes)
 
     def points(self, Z: Tensor) -> Tensor:
@@ -124,25 +124,33 @@ class Blocks(Line):
     def back_to_taps(self, dK: Tensor) -> Tensor:
         return torch.fft.irfft(dK.squeeze(1), self.size)[..., :self.part].flatten(-2)[..., :self.taps[0]]
 
+# %% ../../nbs/operator/21_conv_methods.ipynb #cuts
+def _overlap(n: int, start: int, length: int) -> tuple[slice, slice]:
+    "Where n points lie on a line of `length` that begins at their point `start`, and which of them do."
+    begin, end = max(0, start), min(n, start + length)
+    return slice(begin - start, end - start), slice(begin, end)
+
+def _windows(z: Tensor, start: int, count: int, size: int, step: int) -> Tensor:       # (..., N) -> (..., count, size)
+    "Windows that begin every `step` points, the first at `start`; zero outside the row."
+    v = z.new_zeros(*z.shape[:-1], (count - 1) * step + size)
+    there, here = _overlap(z.shape[-1], start, v.shape[-1])
+    v[..., there] = z[..., here]
+    return v.unfold(-1, size, step)
+
+def _in_blocks(z: Tensor, count: int, size: int) -> Tensor:                            # (..., N) -> (..., count, size)
+    return F.pad(z, (0, count * size - z.shape[-1])).unflatten(-1, (count, size))
+
 # %% ../../nbs/operator/21_conv_methods.ipynb #blocks-line
-@patch
-def shifted(self: Blocks) -> tuple[slice, slice, int]:
-    "Where the row lies on the line that windows are read from, which part of it is needed, and the length of that line."
-    length = (self.earlier + self.blocks - 1) * self.block + self.size
-    at = self.first[0] + self.earlier * self.block + self.part - 1            # of the row's first point
-    begin, end = max(0, -at), min(self.shape[0], length - at)
-    return slice(at + begin, at + end), slice(begin, end), length
+@patch(as_prop=True)
+def start(self: Blocks) -> int:                                              # the row's point at which the first window begins
+    return 1 - self.first[0] - self.part - self.earlier * self.block
 
 @patch
 def windows(self: Blocks, z: Tensor) -> Tensor:                              # (b, g, c, N) -> spectra (b, g, c, Q, F)
-    there, here, length = self.shifted()
-    v = z.new_zeros(*z.shape[:-1], length)
-    v[..., there] = z[..., here]
-    return torch.fft.rfft(v.unfold(-1, self.size, self.block))
+    return torch.fft.rfft(_windows(z, self.start, self.earlier + self.blocks, self.size, self.block))
 
 @patch
 def overlap_add(self: Blocks, Z: Tensor) -> Tensor:                          # (b, g, c, Q, F) -> (b, g, c, N)
-    there, here, length = self.shifted()
     z, step = torch.fft.irfft(Z, self.size), self.block
     count, pieces = z.shape[-2], -(-self.size // step)
     v = z.new_zeros(*z.shape[:-2], count + pieces - 1, step)
@@ -150,6 +158,7 @@ def overlap_add(self: Blocks, Z: Tensor) -> Tensor:                          # (
         part = z[..., piece * step:(piece + 1) * step]
         v[..., piece:piece + count, :part.shape[-1]] += part
     out = z.new_zeros(*z.shape[:-2], self.shape[0])
+    there, here = _overlap(self.shape[0], self.start, (count - 1) * step + self.size)
     out[..., here] = v.flatten(-2)[..., there]
     return out
 
@@ -161,8 +170,7 @@ def cut_out(self: Blocks, Y: Tensor) -> Tensor:                              # s
 
 @patch
 def spread(self: Blocks, w: Tensor) -> Tensor:                               # (b, g, c, N) -> spectra (b, g, c, P, F)
-    w = F.pad(w, (0, self.blocks * self.block - self.shape[0])).unflatten(-1, (self.blocks, self.block))
-    return torch.fft.rfft(F.pad(w, (self.part - 1, self.size - self.part + 1 - self.block)))
+    return torch.fft.rfft(F.pad(_in_blocks(w, self.blocks, self.block), (self.part - 1, self.size - self.part + 1 - self.block)))
 
 @patch
 def meetings(self: Blocks) -> list[tuple[slice, slice]]:
@@ -210,16 +218,11 @@ def matrix(self: Toeplitz, k: Tensor) -> Tensor:                             # (
 
 @patch
 def windows(self: Toeplitz, z: Tensor, start: int) -> Tensor:                # (b, g, c, N) -> (g, b c blocks, window)
-    n, length = self.shape[0], (self.blocks - 1) * self.strip + self.window
-    begin, end = max(0, start), min(n, start + length)
-    v = z.new_zeros(z.shape[1], z.shape[0], z.shape[2], length)
-    v[..., begin - start:end - start] = z[..., begin:end].transpose(0, 1)
-    return v.unfold(-1, self.window, self.strip).reshape(len(v), -1, self.window)
+    return _windows(z.transpose(0, 1), start, self.blocks, self.window, self.strip).flatten(1, 3)
 
 @patch
 def blocks_of(self: Toeplitz, z: Tensor) -> Tensor:                          # (b, g, c, N) -> (g, b c blocks, s)
-    z = F.pad(z, (0, self.blocks * self.strip - self.shape[0])).transpose(0, 1)
-    return z.reshape(len(z), -1, self.strip)
+    return _in_blocks(z.transpose(0, 1), self.blocks, self.strip).flatten(1, 3)
 
 @patch
 def line_of(self: Toeplitz, y: Tensor, shape: torch.Size) -> Tensor:         # (g, b c blocks, s) -> (b, g, c, N)
@@ -362,11 +365,12 @@ def gated(method,                      # one of the above
         K = _bases(method, k, dtype, g)
         for b, c in rest:
             z, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], _at(pre, b, g), _at(post, b, g)))
-            out = y[b, g, c] if _fits(z, rows) else torch.empty_like(z)
+            whole = _fits(z, rows)
+            out = y[b, g, c] if whole else torch.empty_like(z)
             for gi, inner in _cut(z.shape[:3], rows):
                 for bi, ci in inner:
                     out[bi, gi, ci] = _noted(_sum(method, z[bi, gi, ci], [f[gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R), total)
-            if not _fits(z, rows): y[b, g, c] = out
+            if not whole: y[b, g, c] = out
     return y
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #back
@@ -415,13 +419,14 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
         for b, c in rest:
             z, w, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], g_y[b, g, c], _at(pre, b, g), _at(post, b, g)))
             dP, dQ = _at(dpre, b, g), _at(dpost, b, g)
-            out = dx[b, g, c] if _fits(z, rows) else torch.empty_like(z)
+            whole = _fits(z, rows)
+            out = dx[b, g, c] if whole else torch.empty_like(z)
             for gi, inner in _cut(z.shape[:3], rows):
                 for bi, ci in inner:
                     at = bi, gi
                     dz, parts = _sum_backward(method, z[bi, gi, ci], w[bi, gi, ci], [f[gi] for f in K], _at(P, *at), _at(Q, *at), R, _at(dP, *at), _at(dQ, *at))
                     out[bi, gi, ci] = _noted(dz, total)
                     _add_groups(dK, parts, gi, len(K[0]))
-            if not _fits(z, rows): dx[b, g, c] = out
+            if not whole: dx[b, g, c] = out
         dk[g] = to_taps(dK)
     return dx, _noted(dk, total), cast(dpre, pre), cast(dpost, post)

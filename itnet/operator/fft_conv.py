@@ -122,12 +122,11 @@ def _save(ctx, inputs, output):
     *tensors, ctx.origin, ctx.ring, ctx.method = inputs
     ctx.save_for_backward(*tensors)
 
-def _wanted(grads, tensors, need) -> list[Tensor | None]: return [d if t is not None and n else None for d, t, n in zip(grads, tensors, need)]
+def _wanted(grads, need) -> list[Tensor | None]: return [d if n else None for d, n in zip(grads, need)]
 
 def _gradient(ctx, g):
-    tensors = ctx.saved_tensors
-    grads = torch.ops.itnet.gated_conv_backward(g, *tensors, ctx.origin, ctx.ring, ctx.method)
-    return *_wanted(grads, tensors, ctx.needs_input_grad), None, None, None
+    grads = torch.ops.itnet.gated_conv_backward(g, *ctx.saved_tensors, ctx.origin, ctx.ring, ctx.method)
+    return *_wanted(grads, ctx.needs_input_grad), None, None, None
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #second
 def _plain_form(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin, ring) -> Tensor:
@@ -210,13 +209,15 @@ def _eager(*tensors: Tensor | None) -> bool:
 
 _AXES = 1, 0, 1, 1        # where x, k, pre and post have their channels
 
-def _in(t: Tensor | None, last: bool, axis: int = 1) -> Tensor | None:
-    "(B, *S, D) or (B, D, *S) as (B, D, 1, *S); filters by axis = 0."
-    return t if t is None else (t.movedim(-1, axis) if last else t).unsqueeze(axis + 1)
+def _in(t: Tensor | None, last: bool | None, axis: int = 1) -> Tensor | None:
+    "Channels last or first, (B, *S, D) or (B, D, *S), as (B, D, 1, *S); filters by axis = 0. As it is if `last` is None."
+    return t if t is None or last is None else (t.movedim(-1, axis) if last else t).unsqueeze(axis + 1)
 
-def _out(t: Tensor | None, last: bool, axis: int = 1) -> Tensor | None:
+def _out(t: Tensor | None, last: bool | None, axis: int = 1) -> Tensor | None:
     "And back."
-    return t if t is None else t.squeeze(axis + 1).movedim(axis, -1) if last else t.squeeze(axis + 1)
+    return t if t is None or last is None else t.squeeze(axis + 1).movedim(axis, -1) if last else t.squeeze(axis + 1)
+
+def _each(turn, tensors, last: bool | None) -> list[Tensor | None]: return [turn(t, last, axis) for t, axis in zip(tensors, _AXES)]
 
 class _GatedConv(torch.autograd.Function):
     "x, k, pre, post as in the operation (last is None), or with channels last or first."
@@ -224,17 +225,14 @@ class _GatedConv(torch.autograd.Function):
     def forward(ctx, last, x, k, pre, post, *rest):
         ctx.save_for_backward(x, k, pre, post)
         ctx.last, ctx.rest = last, rest
-        if last is None: return _forward(x, k, pre, post, *rest)
-        return _out(_forward(_in(x, last), _in(k, last, 0), _in(pre, last), _in(post, last), *rest), last)
+        return _out(_forward(*_each(_in, (x, k, pre, post), last), *rest), last)
 
     @staticmethod
     def backward(ctx, g):
         tensors, last = ctx.saved_tensors, ctx.last
         run = _backward if not torch.is_grad_enabled() and _eager(g, *tensors) else torch.ops.itnet.gated_conv_backward
-        if last is None: grads = run(g, *tensors, *ctx.rest)
-        else: grads = run(_in(g, last), *(_in(t, last, a) for t, a in zip(tensors, _AXES)), *ctx.rest)
-        grads = _wanted(grads, tensors, ctx.needs_input_grad[1:])
-        return None, *(grads if last is None else [_out(d, last, a) for d, a in zip(grads, _AXES)]), None, None, None
+        grads = run(_in(g, last), *_each(_in, tensors, last), *ctx.rest)
+        return None, *_each(_out, _wanted(grads, ctx.needs_input_grad[1:]), last), None, None, None
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #func
 def _differentiates() -> bool:
@@ -273,8 +271,7 @@ def gated_fft_conv(u: Tensor,                                # (B, *S, D), one t
     if torch.float64 in (u.dtype, k.dtype): u = u.double()
     pre, post, ring = _fits(pre, u, 'pre'), _fits(post, u, 'post'), (False,) * len(origin)
     if _eager(u, k, pre, post): return _GatedConv.apply(channels_last, u, k, pre, post, origin, ring, method)
-    x, k, p, q = (_in(t, channels_last, a) for t, a in zip((u, k, pre, post), _AXES))
-    return _out(gated_conv(x, k, p, q, origin, ring, method), channels_last)
+    return _out(gated_conv(*_each(_in, (u, k, pre, post), channels_last), origin, ring, method), channels_last)
 
 def _fits(gate: Tensor | None, u: Tensor, name: str) -> Tensor | None:
     "A gate in the shape of u. ValueError if it has none, or is not real."
