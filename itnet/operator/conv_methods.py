@@ -277,10 +277,14 @@ def parts(shape: tuple[int, ...],       # B, G, C
 
 def _slices(n: int, step: int) -> list[slice]: return [slice(i, min(n, i + step)) for i in range(0, n, step)]
 
-def _cut(shape: tuple[int, ...], rows: int, together: int = 1) -> list[tuple[slice, list[tuple[slice, slice]]]]:
-    "Parts of (B, G, C), as (groups, [(batch elements, channels), ...])."
-    b, g, c = parts(shape, rows, together)
-    return [(at, list(itertools.product(_slices(shape[0], b), _slices(shape[2], c)))) for at in _slices(shape[1], g)]
+def _cut(shape: tuple[int, ...], rows: int, together: int = 1) -> list[tuple[slice, slice, slice]]:
+    "Parts of (B, G, C): one group after the other, for all batch elements and channels."
+    b, g, c = (_slices(n, step) for n, step in zip(shape, parts(shape, rows, together)))
+    return [(bi, gi, ci) for gi, bi, ci in itertools.product(g, b, c)]
+
+def _filters(shape: tuple[int, ...], rows: int, together: int) -> int:
+    "How many groups' filters to transform at a time: more than rows if these are long and few, since each call costs as much as some rows."
+    return max(parts(shape, rows, together)[1], min(8, 2 * rows))
 
 def _rows(method, x: Tensor) -> tuple[int, int]:
     "How many rows to work on at a time, and how many channels to copy at a time."
@@ -361,15 +365,15 @@ def gated(method,                      # one of the above
     rows, together = _rows(method, x)
     if _fits(x, rows, together):
         return _noted(y.copy_(_sum(method, x.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R)), total)
-    for g, rest in _cut(x.shape[:3], rows, together):
-        K = _bases(method, k, dtype, g)
-        for b, c in rest:
+    for some in _slices(x.shape[1], _filters(x.shape[:3], rows, together)):
+        K = _bases(method, k, dtype, some)
+        for b, h, c in _cut((len(x), len(K[0]), x.shape[2]), rows, together):
+            g = slice(some.start + h.start, some.start + h.stop)
             z, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], _at(pre, b, g), _at(post, b, g)))
             whole = _fits(z, rows)
             out = y[b, g, c] if whole else torch.empty_like(z)
-            for gi, inner in _cut(z.shape[:3], rows):
-                for bi, ci in inner:
-                    out[bi, gi, ci] = _noted(_sum(method, z[bi, gi, ci], [f[gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R), total)
+            for bi, gi, ci in _cut(z.shape[:3], rows):
+                out[bi, gi, ci] = _noted(_sum(method, z[bi, gi, ci], [f[h][gi] for f in K], _at(P, bi, gi), _at(Q, bi, gi), R), total)
             if not whole: y[b, g, c] = out
     return y
 
@@ -392,13 +396,13 @@ def _sum_backward(method, z: Tensor, w: Tensor, K: list[Tensor], P: Tensor | Non
     return total, dK
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #backward
-def _add_groups(dK: list[Tensor | None], parts: list[Tensor], g: slice, groups: int) -> None:
-    "Add the gradient of some groups' filters to that of all."
+def _add_groups(dK: list[Tensor | None], parts: list[Tensor], at: tuple[slice, slice], groups: int) -> None:
+    "Add the gradient of some groups' filters, a slice of a slice, to that of all."
     for r, part in enumerate(parts):
         if len(part) == groups: dK[r] = _add(dK[r], part)
         else:
             if dK[r] is None: dK[r] = part.new_zeros(groups, *part.shape[1:])
-            dK[r][g] += part
+            dK[r][at[0]][at[1]] += part
 
 def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, total: Tensor | None = None
                   ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
@@ -413,20 +417,20 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
     if _fits(x, rows, together):
         dz, dK = _sum_backward(method, x.to(dtype), g_y.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R, dpre, dpost)
         return _noted(dx.copy_(dz), total), _noted(dk.copy_(to_taps(dK)), total), cast(dpre, pre), cast(dpost, post)
-    for g, rest in _cut(x.shape[:3], rows, together):
-        K = _bases(method, k, dtype, g)
+    for some in _slices(x.shape[1], _filters(x.shape[:3], rows, together)):
+        K = _bases(method, k, dtype, some)
         dK = [None] * len(K)
-        for b, c in rest:
+        for b, h, c in _cut((len(x), len(K[0]), x.shape[2]), rows, together):
+            g = slice(some.start + h.start, some.start + h.stop)
             z, w, P, Q = (_read(t, dtype, together) for t in (x[b, g, c], g_y[b, g, c], _at(pre, b, g), _at(post, b, g)))
             dP, dQ = _at(dpre, b, g), _at(dpost, b, g)
             whole = _fits(z, rows)
             out = dx[b, g, c] if whole else torch.empty_like(z)
-            for gi, inner in _cut(z.shape[:3], rows):
-                for bi, ci in inner:
-                    at = bi, gi
-                    dz, parts = _sum_backward(method, z[bi, gi, ci], w[bi, gi, ci], [f[gi] for f in K], _at(P, *at), _at(Q, *at), R, _at(dP, *at), _at(dQ, *at))
-                    out[bi, gi, ci] = _noted(dz, total)
-                    _add_groups(dK, parts, gi, len(K[0]))
+            for bi, gi, ci in _cut(z.shape[:3], rows):
+                at = bi, gi
+                dz, parts = _sum_backward(method, z[bi, gi, ci], w[bi, gi, ci], [f[h][gi] for f in K], _at(P, *at), _at(Q, *at), R, _at(dP, *at), _at(dQ, *at))
+                out[bi, gi, ci] = _noted(dz, total)
+                _add_groups(dK, parts, (h, gi), len(K[0]))
             if not whole: dx[b, g, c] = out
-        dk[g] = to_taps(dK)
+        dk[some] = to_taps(dK)
     return dx, _noted(dk, total), cast(dpre, pre), cast(dpost, post)

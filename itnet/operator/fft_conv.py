@@ -6,7 +6,7 @@
 __all__ = ['gated_conv', 'gated_fft_conv', 'fft_conv']
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #imports
-import math
+import math, threading
 from functools import lru_cache
 import torch
 from torch import Tensor
@@ -19,10 +19,14 @@ from .fft import check_conv, convolve
 
 # %% ../../nbs/operator/23_fft_conv.ipynb #scale
 _SAFE = 40
+_own = threading.local()
 
 def _total(x: Tensor) -> Tensor | None:
-    "Zero, to which all results are added, where reading it costs no waiting."
-    return torch.zeros((), dtype=torch.float64) if x.device.type == 'cpu' else None
+    "Zero, to which all results are added, where reading it costs no waiting. Each thread keeps its own: a new one would lie between large pieces of memory."
+    if x.device.type != 'cpu': return None
+    if not hasattr(_own, 'total'):
+        with torch.inference_mode(False): _own.total = torch.zeros((), dtype=torch.float64, device='cpu')
+    return _own.total.zero_()
 
 def _finite(total: Tensor | None) -> bool: return total is None or math.isfinite(total.item())
 
