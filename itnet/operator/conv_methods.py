@@ -291,7 +291,7 @@ def _rows(method, x: Tensor) -> tuple[int, int]:
     scattered = x.stride(-1) != 1 and x.shape[-1] > 1
     return max(1, (CACHE * torch.get_num_threads() if x.device.type == 'cpu' else DEVICE) // method.row), LINE if scattered else 1
 
-def _fits(x: Tensor, rows: int, together: int = 1) -> bool: return together == 1 and x.shape[:3].numel() <= rows
+def _fits(x: Tensor, rows: int) -> bool: return x.shape[:3].numel() <= rows
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #kept
 _kept: dict | None = None
@@ -340,8 +340,10 @@ def _sum(method, z: Tensor, K: list[Tensor], P: Tensor | None, Q: Tensor | None,
 
 # %% ../../nbs/operator/21_conv_methods.ipynb #gated
 def _read(t: Tensor | None, dtype: torch.dtype, together: int) -> Tensor | None:
-    "A part of a tensor, row by row: first whole cache lines, as they lie in memory, then transposed while they are near."
-    return None if t is None else t.clone().to(dtype).contiguous() if together > 1 else t.to(dtype)
+    "A part of a tensor, row by row. One that is but a cache line or two wide is copied as it lies in memory, and transposed while it is near."
+    if t is None: return None
+    if together == 1: return t.to(dtype)
+    return (t.clone() if t.shape[1] * t.shape[2] <= 2 * together else t).to(dtype).contiguous()
 
 def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:
     "Gates (B|1, G, R, *S) of some batch elements and groups."
@@ -363,8 +365,9 @@ def gated(method,                      # one of the above
     y, dtype, R = torch.empty_like(x), _work(x, k), terms(k, pre, post)
     if not x.numel(): return y
     rows, together = _rows(method, x)
-    if _fits(x, rows, together):
-        return _noted(y.copy_(_sum(method, x.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R)), total)
+    if _fits(x, rows):
+        z, P, Q = (_read(t, dtype, together) for t in (x, pre, post))
+        return _noted(y.copy_(_sum(method, z, _bases(method, k, dtype), P, Q, R)), total)
     for some in _slices(x.shape[1], _filters(x.shape[:3], rows, together)):
         K = _bases(method, k, dtype, some)
         for b, h, c in _cut((len(x), len(K[0]), x.shape[2]), rows, together):
@@ -414,8 +417,9 @@ def gated_backward(method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor | None
     to_taps = lambda dK: torch.stack([method.back_to_taps(part) for part in dK], 1)
     cast = lambda d, t: None if d is None else _noted(d, total).to(t.dtype)
     if not x.numel(): return dx, dk.zero_(), cast(dpre, pre), cast(dpost, post)
-    if _fits(x, rows, together):
-        dz, dK = _sum_backward(method, x.to(dtype), g_y.to(dtype), _bases(method, k, dtype), _read(pre, dtype, 1), _read(post, dtype, 1), R, dpre, dpost)
+    if _fits(x, rows):
+        z, w, P, Q = (_read(t, dtype, together) for t in (x, g_y, pre, post))
+        dz, dK = _sum_backward(method, z, w, _bases(method, k, dtype), P, Q, R, dpre, dpost)
         return _noted(dx.copy_(dz), total), _noted(dk.copy_(to_taps(dK)), total), cast(dpre, pre), cast(dpost, post)
     for some in _slices(x.shape[1], _filters(x.shape[:3], rows, together)):
         K = _bases(method, k, dtype, some)
