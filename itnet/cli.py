@@ -122,8 +122,8 @@ def explain(argv: list[str]) -> int:
     if (o.n is not None and o.n < 1) or o.batch < 1: raise ValueError(f'--n {o.n} and --batch {o.batch} must be at least 1')
     registry = _recipes()
     if o.recipe not in registry.names(): raise unknown('recipe', o.recipe, registry.names())
-    from itnet.operator.measure import Measure
-    from itnet.operator.plan import explain_model
+    from itnet.measure.measure import Measure
+    from itnet.rule.explain import explain_model
     recipe = registry.get(o.recipe)
     shape = recipe.data.spec.shape
     model = registry.build(recipe)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
 from .gpu.backend import FAILED, interpreted, why_not
-from .operator.rates import current
+from .rule.rates import current
 from .training.device import cpu_model
 from .training.ledger import PACKAGES, package_version
 

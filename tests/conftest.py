@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from itnet.operator import scan
+from itnet.rule import scan
 
 
 @pytest.fixture(scope="module")

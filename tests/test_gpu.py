@@ -3,12 +3,14 @@ import pytest
 import torch
 
 from itnet.gpu import backend
-from itnet.operator import fft_conv, rules, scan
-from itnet.operator.content import Separable
-from itnet.operator.measure import Measure
-from itnet.operator.plan import apply
-from itnet.operator.selective import Selective
-from itnet.operator.stationary import Exponentials, Implicit
+from itnet.conv import op as fft_conv
+from itnet.rule import fft as rules
+from itnet.rule import scan
+from itnet.kernel.content import Separable
+from itnet.measure.measure import Measure
+from itnet.transform import apply
+from itnet.kernel.selective import Selective
+from itnet.kernel.stationary import Exponentials, Implicit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(backend.why_not(torch.device(DEVICE)) is not None,

@@ -6,14 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itnet.operator import plan
-from itnet.operator.content import ExpDot, Separable, Softmax
-from itnet.operator.kernel import Kernel
-from itnet.operator.measure import Measure
-from itnet.operator.pairwise import Pairwise
-from itnet.operator.selective import Selective
-from itnet.operator.stationary import Exponentials, Implicit, Taps
-from itnet.operator.transform import IntegralTransform
+from itnet.rule import plan
+from itnet.kernel.content import ExpDot, Separable, Softmax
+from itnet.kernel.base import Kernel
+from itnet.measure.measure import Measure
+from itnet.kernel.pairwise import Pairwise
+from itnet.kernel.selective import Selective
+from itnet.kernel.stationary import Exponentials, Implicit, Taps
+from itnet.transform import IntegralTransform
 
 D, H, C = 4, 2, 3                                        # channels of u, heads, channels of v
 POSITIVE = dict(positive=True)

@@ -215,13 +215,13 @@ def unfused(u, k, pre=None, post=None):
 
 
 def conv_methods() -> tuple[str, ...]:
-    from itnet.operator.conv_choice import METHODS
+    from itnet.conv.choice import METHODS
     return (*METHODS, "triton")
 
 
 def ours(method: str):
     "The public operation for (B, D, N)."
-    from itnet.operator.fft_conv import fft_conv, gated_fft_conv
+    from itnet.conv.op import fft_conv, gated_fft_conv
 
     def run(u, k, pre=None, post=None):
         if pre is None: return fft_conv(u.mT, k.mT, method=method).mT
@@ -389,9 +389,9 @@ def fused_chunks(phi, gate, psi, v):
 
 
 def torch_scan(phi, gate, psi, v):
-    from itnet.operator.given import Gates
-    from itnet.operator.measure import Measure
-    from itnet.operator.scan import scan
+    from itnet.kernel.given import Gates
+    from itnet.measure.measure import Measure
+    from itnet.rule.scan import scan
     with torch.autocast(v.device.type, v.dtype, enabled=v.dtype in (torch.bfloat16, torch.float16)):
         return scan(Gates(phi, gate, psi), Measure.sequence(v.shape[2]), None, v).to(v.dtype)
 

@@ -18,7 +18,7 @@ def joined(lines: list[str] | str) -> str:
 
 
 def page_name(notebook: str) -> str:
-    "nbdev's page for a notebook: lower case and without its number, `operator/40_fft.ipynb` -> `operator/fft.html`."
+    "nbdev's page for a notebook: lower case and without its number, `rule/30_fft.ipynb` -> `rule/fft.html`."
     folder, name = posixpath.split(notebook)
     return posixpath.join(folder, re.sub(r"^\d+[a-zA-Z0-9]*_", "", name.lower()).replace(".ipynb", ".html"))
 

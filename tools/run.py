@@ -1,7 +1,7 @@
 """Run notebooks in place and save their outputs. Cells that `nbdev_test` skips keep the outputs they have.
 
     python tools/run.py                                     # every notebook
-    python tools/run.py nbs/operator/40_fft.ipynb           # one
+    python tools/run.py nbs/rule/30_fft.ipynb           # one
     python tools/run.py --flags "slow data" nbs/data/*.ipynb
 """
 import argparse

@@ -11,8 +11,8 @@ import torch
 import torch.nn as nn
 from matplotlib.figure import Figure
 from torch import Tensor
-from ..operator.kernel import Kernel, Normalised, Product, Restricted
-from ..operator.measure import Measure
+from ..kernel.base import Kernel, Normalised, Product, Restricted
+from ..measure.measure import Measure
 from ..nets.block import ITBlock
 
 # %% ../../nbs/atlas/00_kernels.ipynb #stationary-part

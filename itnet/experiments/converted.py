@@ -12,7 +12,9 @@ from collections import Counter
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from .block_speed import Peak, begin_record, in_fresh_process, spread, write_record
+from ..bench.memory import Peak, in_fresh_process
+from ..bench.record import begin_record, write_record
+from ..bench.timing import spread
 from ..special_cases.pretrained import from_pretrained_model
 from ..training.device import settled
 

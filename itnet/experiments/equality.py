@@ -10,7 +10,7 @@ import statistics, time
 import torch
 from ..special_cases.equality import Case, by_chance, check
 from ..special_cases.rosetta import cases, planted, rosetta
-from .block_speed import begin_record, write_record
+from ..bench.record import begin_record, write_record
 from ..training.device import settled
 
 # %% ../../nbs/experiments/40_equality.ipynb #row

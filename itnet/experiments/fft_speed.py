@@ -8,9 +8,11 @@ __all__ = ['rows', 'bench_fft', 'aims', 'aims_table', 'hard_table', 'fft_table',
 # %% ../../nbs/experiments/60_fft_speed.ipynb #imports
 from pathlib import Path
 import torch
-from .block_speed import begin_record, spread, write_record
-from .conv_case import HARD, LAYOUTS, Case, check, compulsory_bytes, hard_rows, memory_mb, race, stepper, variant
-from ..operator.conv_choice import METHODS, choose_method, crop
+from ..bench.record import begin_record, write_record
+from ..bench.timing import spread
+from .conv_case import HARD, LAYOUTS, Case, check, compulsory_bytes, hard_rows, memory_mb, stepper, variant
+from ..bench.timing import race
+from ..conv.choice import METHODS, choose_method, crop
 from ..training.device import device_info, pick_device, settled
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #rows

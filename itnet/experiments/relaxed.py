@@ -12,7 +12,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from .block_speed import begin_record, write_record
+from ..bench.record import begin_record, write_record
 from ..special_cases.pretrained import from_pretrained_model
 from ..special_cases.relaxation import relax
 from ..training.device import settled

@@ -10,14 +10,16 @@ __all__ = ['bench_rules', 'rules_table', 'subject', 'inputs', 'forward_seconds',
 import time
 import numpy as np
 import torch
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Exponentials, Implicit
-from ..operator.content import Separable, Softmax
-from ..operator.crossover import choices, choices_table, fit_rates, time_rules
-from ..operator.plan import apply
-from ..operator.rates import save as save_rates
-from .block_speed import Peak, begin_record, in_fresh_process, spread, write_record
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Exponentials, Implicit
+from ..kernel.content import Separable, Softmax
+from ..bench.crossover import choices, choices_table, fit_rates, time_rules
+from ..transform import apply
+from ..rule.rates import save as save_rates
+from ..bench.memory import Peak, in_fresh_process
+from ..bench.record import begin_record, write_record
+from ..bench.timing import spread
 from ..training.device import settled
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #bench-rules

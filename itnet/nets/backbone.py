@@ -8,7 +8,7 @@ __all__ = ['ITNet', 'scale_residuals']
 # %% ../../nbs/nets/10_backbone.ipynb #imports
 import torch.nn as nn
 from torch import Tensor
-from ..operator.measure import Measure
+from ..measure.measure import Measure
 from .block import ITBlock
 
 # %% ../../nbs/nets/10_backbone.ipynb #itnet

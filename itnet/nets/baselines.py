@@ -11,8 +11,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
-from ..operator.measure import Measure
-from ..operator.content import merge_heads, rotary, split_heads
+from ..measure.measure import Measure
+from ..kernel.content import merge_heads, rotary, split_heads
 from .block import SwiGLU
 from .backbone import scale_residuals
 

@@ -10,12 +10,12 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Implicit, Taps
-from ..operator.content import ExpDot, Projection, Separable, merge_heads, split_heads
-from ..operator.plan import apply
-from ..operator.transform import check_input
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Implicit, Taps
+from ..kernel.content import ExpDot, Projection, Separable, merge_heads, split_heads
+from ..transform import apply
+from ..transform import check_input
 
 # %% ../../nbs/nets/00_block.ipynb #far
 def far_kernel(dim: int, heads: int,

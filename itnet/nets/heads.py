@@ -9,7 +9,7 @@ __all__ = ['SequenceClassifier', 'LanguageModel', 'ImageClassifier']
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from ..operator.measure import Measure, mean
+from ..measure.measure import Measure, mean
 
 # %% ../../nbs/nets/20_heads.ipynb #check
 def _check_tokens(x: Tensor, mask: Tensor | None, vocab: int) -> None:

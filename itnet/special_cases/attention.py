@@ -12,10 +12,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.content import merge_heads, split_heads
-from ..operator.given import Scores, Table
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.content import merge_heads, split_heads
+from ..kernel.given import Scores, Table
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Drawn, tensor
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel, Normalised, Restricted
-from ..operator.plan import apply, explain
-from ..operator.mixing import mix
+from ..measure.measure import Measure
+from ..kernel.base import Kernel, Normalised, Restricted
+from ..transform import apply
+from ..rule.explain import explain
+from ..rule.mixing import mix
 
 # %% ../../nbs/special_cases/00_case.ipynb #integral
 @dataclass

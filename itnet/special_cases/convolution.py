@@ -11,10 +11,10 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.stationary import Taps
-from ..operator.given import skeleton
-from ..operator.mixing import Correlation
+from ..measure.measure import Measure
+from ..kernel.stationary import Taps
+from ..kernel.given import skeleton
+from ..rule.mixing import Correlation
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 

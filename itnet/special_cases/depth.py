@@ -11,11 +11,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.structure import CAUSAL, Structure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Stationary
-from ..operator.given import Table
+from ..measure.measure import Measure
+from ..kernel.structure import CAUSAL, Structure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Stationary
+from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 from .fixed_point import solve

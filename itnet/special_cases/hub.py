@@ -13,8 +13,8 @@ import torch
 import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
 from .case import SpecialCase, converts, refuse
 from .attention import attention_kernel
 

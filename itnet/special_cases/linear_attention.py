@@ -12,11 +12,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Exponentials
-from ..operator.content import merge_heads, rotary, split_heads
-from ..operator.given import Gates, Terms, skeleton
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Exponentials
+from ..kernel.content import merge_heads, rotary, split_heads
+from ..kernel.given import Gates, Terms, skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Drawn, tensor
 

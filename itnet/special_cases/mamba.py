@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Taps
-from ..operator.given import Gates, skeleton
-from ..operator.scan import resume
-from ..operator.plan import RULES, possible
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Taps
+from ..kernel.given import Gates, skeleton
+from ..rule.scan import resume
+from ..rule.plan import RULES, possible
 from .case import Integral, SpecialCase, converts, refuse
 from .equality import Case, Drawn, tensor
 

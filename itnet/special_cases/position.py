@@ -12,9 +12,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure, per_axis, safe_total
-from ..operator.stationary import Taps
-from ..operator.given import Table, Terms, skeleton
+from ..measure.measure import Measure, per_axis, safe_total
+from ..kernel.stationary import Taps
+from ..kernel.given import Table, Terms, skeleton
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 from .convolution import extended, reading

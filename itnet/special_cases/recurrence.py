@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
-from ..operator.measure import Measure
-from ..operator.lags import Box, on_box
-from ..operator.structure import CAUSAL, Structure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Stationary, Taps
-from ..operator.given import Gates, skeleton
+from ..measure.measure import Measure
+from ..measure.lags import Box, on_box
+from ..kernel.structure import CAUSAL, Structure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Stationary, Taps
+from ..kernel.given import Gates, skeleton
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 from .fixed_point import solve

@@ -12,13 +12,13 @@ import math
 import torch
 import torch.nn as nn
 from torch import Tensor
-from ..operator.lags import is_finite
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel, Normalised, Product, Restricted, Sum
-from ..operator.stationary import Exponentials, Implicit, Stationary
-from ..operator.content import Content
-from ..operator.given import Gates, Scores, Table, Terms
-from ..operator.plan import apply
+from ..measure.lags import is_finite
+from ..measure.measure import Measure
+from ..kernel.base import Kernel, Normalised, Product, Restricted, Sum
+from ..kernel.stationary import Exponentials, Implicit, Stationary
+from ..kernel.content import Content
+from ..kernel.given import Gates, Scores, Table, Terms
+from ..transform import apply
 from .case import Integral, SpecialCase, integrals
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #constraints

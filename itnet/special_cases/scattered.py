@@ -11,13 +11,13 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.pairs import Pairs
-from ..operator.structure import Structure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Stationary
-from ..operator.content import merge_heads, split_heads
-from ..operator.given import Table
+from ..measure.measure import Measure
+from ..measure.pairs import Pairs
+from ..kernel.structure import Structure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Stationary
+from ..kernel.content import merge_heads, split_heads
+from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
 from .equality import Case, Choose, Drawn, tensor
 

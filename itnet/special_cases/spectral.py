@@ -11,11 +11,11 @@ import torch
 import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.lags import Box, lag_box
-from ..operator.structure import Factors, Structure
-from ..operator.stationary import Stationary
-from ..operator.given import skeleton
+from ..measure.measure import Measure
+from ..measure.lags import Box, lag_box
+from ..kernel.structure import Factors, Structure
+from ..kernel.stationary import Stationary
+from ..kernel.given import skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Choose, Drawn, tensor
 

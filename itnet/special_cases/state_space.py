@@ -10,10 +10,10 @@ import math
 import torch
 import torch.nn as nn
 from torch import Tensor
-from ..operator.measure import Measure
-from ..operator.kernel import Kernel
-from ..operator.stationary import Exponentials
-from ..operator.given import skeleton
+from ..measure.measure import Measure
+from ..kernel.base import Kernel
+from ..kernel.stationary import Exponentials
+from ..kernel.given import skeleton
 from .case import SpecialCase, converts
 from .equality import Case, Drawn, tensor
 
