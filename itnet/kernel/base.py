@@ -92,6 +92,7 @@ def matrix(self: Kernel,
            u_at: Tensor | None = None         # the function there
           ) -> Tensor:
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
+    self.structure.check(measure, at)
     pairs = Pairs.all(measure, at)
     left, right = read(self, measure, u, at, u_at)
     K, same = self.values(pairs, left, right), pairs.same()

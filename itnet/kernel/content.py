@@ -6,6 +6,7 @@
 __all__ = ['Projection', 'split_heads', 'merge_heads', 'Content', 'Separable', 'rotary', 'ExpDot', 'Softmax']
 
 # %% ../../nbs/kernel/40_content.ipynb #imports
+from dataclasses import replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -78,7 +79,8 @@ class Content(Kernel):
                  **projection                  # short, causal, dims: see `Projection`
                 ):
         if dim < 1 or rank < 1: raise ValueError(f'channels and features must be at least 1, not dim={dim}, rank={rank}')
-        super().__init__(heads, structure)
+        short, dims = projection.get('short', 0), projection.get('dims', 1)
+        super().__init__(heads, replace(structure, grid=True, dims=dims) if short else structure)
         self.key_heads = key_heads or heads
         if heads % self.key_heads: raise ValueError(f'{heads} heads of queries cannot share {key_heads} heads of keys: choose a divisor')
         self.query = Projection(dim, heads * rank, **projection)

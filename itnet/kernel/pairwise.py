@@ -39,7 +39,7 @@ class Pairwise(Kernel):
         if not 0 < extent < math.inf: raise ValueError(f'extent must be a positive distance, not {extent}')
         if min(dim, width, frequencies, rank, dims) < 1:
             raise ValueError(f'dim={dim}, width={width}, frequencies={frequencies}, rank={rank} and dims={dims} must be at least 1')
-        super().__init__(heads, Structure(positive=positive, logarithmic=positive))
+        super().__init__(heads, Structure(positive=positive, logarithmic=positive, dims=dims))
         self.extent = float(extent)
         finest = 1. if extent > 1 else extent / 16
         self.register_buffer('omega', (_fourier_frequencies(frequencies, extent / finest, dims) / finest).to(torch.get_default_dtype()))

@@ -32,7 +32,7 @@ class Selective(Content):
                  **content):                   # key_heads, short: see `Content`
         if gates not in ('head', 'feature'): raise ValueError(f'unknown gates {gates!r}: choose "head" or "feature"')
         if not 0 < extent < math.inf: raise ValueError(f'extent must be positive and finite, not {extent}')
-        super().__init__(dim, heads, rank, Structure(support=CAUSAL, positive=positive, state=rank), causal=True, **content)
+        super().__init__(dim, heads, rank, Structure(support=CAUSAL, positive=positive, state=rank, ordered=True, fixed=True), causal=True, **content)
         self.gates, self.rank = gates, rank
         count = heads if gates == 'head' else rank
         self.gate = nn.Linear(dim, heads if gates == 'head' else heads * rank)

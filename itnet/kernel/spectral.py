@@ -69,7 +69,8 @@ class SpectralNormalised(Kernel):
             raise ValueError(f'only a stationary kernel can be divided by its norm: {type(kernel).__name__} is not a function of the lag alone; '
                              'normalise its stationary factor, as in a * b.spectral_normalise()')
         if not 0 < bound < math.inf: raise ValueError(f'bound must be positive and finite, not {bound}')
-        super().__init__(kernel.heads, replace(kernel.structure, position_free=False, normalised=False, dot=False))
+        grid = kernel.structure.grid or on is None                  # a spectrum is that of a grid
+        super().__init__(kernel.heads, replace(kernel.structure, position_free=False, normalised=False, dot=False, grid=grid))
         self.kernel, self.bound, self.on = kernel, bound, on
 
     def work(self, regular): return self.kernel.work(regular)

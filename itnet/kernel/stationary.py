@@ -101,7 +101,7 @@ class Taps(Stationary):
         if min(dilation) < 1: raise ValueError(f'dilation {dilation} must be at least 1')
         if positive and max(dilation) > 1: raise ValueError('a dilated filter is zero between its taps, so it cannot be positive: use dilation 1')
         support = tuple((-o * d, (n - 1 - o) * d) for n, o, d in zip(size, origin, dilation))
-        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive))
+        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive, grid=True, fixed=True))
         bound = 0 if positive else 1 / math.sqrt(math.prod(size))
         self.weight, self.dilation = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound)), dilation
 
@@ -152,7 +152,7 @@ class Implicit(Stationary):
                  positive: bool = False        # the network gives log κ
                 ):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
-        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive))
+        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive, dims=dims))
         self.register_buffer('omega', _fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
         self.decay = nn.Parameter(_spaced(extent, heads).reciprocal().expm1().log())           # a = softplus(decay) = 1 / reach

@@ -55,6 +55,14 @@ def positions(self: Measure, device=None) -> Tensor:
     axes = [h * torch.arange(n, dtype=torch.float64, device=device) for n, h in zip(self.shape, self.spacing)]
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).reshape(1, -1, self.ndim)
 
+# %% ../../nbs/measure/00_measure.ipynb #describe
+@patch
+def describe(self: Measure) -> str:
+    "The measure in words, as error texts and plans name it."
+    kind = 'scattered' if not self.regular else 'line' if self.ndim == 1 else 'grid'
+    has = dict(periodic=any(self.periodic), weighted=self.weight is not None, segments=self.segments is not None)
+    return ', '.join([f'{kind} of {" × ".join(f"{n:,}" for n in self.shape)} points', *(k for k, v in has.items() if v)])
+
 # %% ../../nbs/measure/00_measure.ipynb #as-tuple
 def per_axis(value, ndim: int, name: str) -> tuple:
     "`value` for each of `ndim` axes: a scalar is repeated, a sequence must have that length (else ValueError)."
