@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 from ..measure.measure import Measure
-from ..measure.lags import INFINITE, check_axes, is_finite, lag_box
+from ..measure.lags import INFINITE, is_finite, lag_box
 from ..measure.pairs import Pairs
 from .base import Kernel, Normalised, read
 
@@ -115,7 +115,7 @@ def check_structure(kernel: Kernel,
                    ) -> dict[str, float]:
     "Largest relative error of every promise of a kernel. ValueError naming the first that is broken, with the worst entry."
     name = type(kernel).__name__
-    check_axes(kernel.structure.support, measure)
+    kernel.structure.check(measure)
     out = {f'inside: {k}': e for k, e in check_structure(kernel.kernel, measure, u, tolerance).items()} if isinstance(kernel, Normalised) else {}
     left, right = read(kernel, measure, u)
     K, n = kernel.matrix(measure, u), measure.n

@@ -107,7 +107,7 @@ def missing(self: Structure, measure: Measure, at: Measure | None = None) -> str
         (f'positions of {self.dims} coordinate{"s" * (self.dims != 1)}', self.dims in (None, measure.dims)),
         ('the neighbours of a grid, not scattered points', not self.grid or all(m.regular for m in places)),
         ('points of a line in increasing order', not self.ordered or measure.ordered),
-        ('weights ≥ 0', not measure.signed or not (self.ordered or self.normalised or self.whole_rows)),
+        ('weights that are not negative', not measure.signed or not (self.ordered or self.normalised or self.whole_rows)),
         ('outputs at the points of the inputs', at is None or not self.fixed),
         ('outputs of as many coordinates as the inputs', anywhere or at is None or at.dims == measure.dims),
         *self._on_rings(measure))

@@ -59,9 +59,10 @@ def positions(self: Measure, device=None) -> Tensor:
 @patch
 def describe(self: Measure) -> str:
     "The measure in words, as error texts and plans name it."
-    kind = 'scattered' if not self.regular else 'line' if self.ndim == 1 else 'grid'
     has = dict(periodic=any(self.periodic), weighted=self.weight is not None, segments=self.segments is not None)
-    return ', '.join([f'{kind} of {" × ".join(f"{n:,}" for n in self.shape)} points', *(k for k, v in has.items() if v)])
+    kind = f'{"line" if self.ndim == 1 else "grid"} of {" × ".join(f"{n:,}" for n in self.shape)} points'
+    if not self.regular: kind = f'set of {self.n:,} scattered points of {self.dims} coordinate{"s" * (self.dims != 1)}'
+    return ', '.join([kind, *(name for name, there in has.items() if there)])
 
 # %% ../../nbs/measure/00_measure.ipynb #as-tuple
 def per_axis(value, ndim: int, name: str) -> tuple:
