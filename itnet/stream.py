@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from .measure.measure import Measure
-from .kernel.base import Kernel, Normalised, read
+from .kernel.base import Kernel, read
+from .kernel.compose import Normalised
 from .kernel.content import Projection
 from .rule.scan import advance, streamable
 from .kernel.structure import Decay

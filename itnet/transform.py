@@ -12,7 +12,8 @@ from fastcore.basics import patch
 from torch import Tensor
 from .measure.measure import Measure
 from .measure.lags import check_axes
-from .kernel.base import Kernel, Normalised, core
+from .kernel.base import Kernel
+from .kernel.compose import Normalised, core
 from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as explaining
 from .rule.plan import CROSS, RULES, choose, missing, possible

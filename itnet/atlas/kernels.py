@@ -11,7 +11,8 @@ import torch
 import torch.nn as nn
 from matplotlib.figure import Figure
 from torch import Tensor
-from ..kernel.base import Kernel, Normalised, Product, Restricted
+from ..kernel.base import Kernel
+from ..kernel.compose import Normalised, Product, Restricted
 from ..measure.measure import Measure
 from ..nets.block import ITBlock
 

@@ -15,7 +15,8 @@ from ..measure.measure import Measure
 from ..measure.lags import intersect
 from ..kernel.structure import CAUSAL
 from .fit import exponentials, gain, hankel_values
-from ..kernel.base import Kernel, Normalised, Product, Restricted, Sum
+from ..kernel.base import Kernel
+from ..kernel.compose import Normalised, Product, Restricted, Sum
 from ..kernel.stationary import Exponentials
 from ..kernel.content import Separable
 from ..transform import IntegralTransform, check_input

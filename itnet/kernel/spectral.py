@@ -14,7 +14,8 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.lags import box_shape, check_axes, lag_box
 from ..conv.fft import fast_size
-from .base import Kernel, safe
+from .base import Kernel
+from .compose import safe
 
 # %% ../../nbs/kernel/20_spectral.ipynb #spectrum
 def _longest(measure: Measure) -> Measure:

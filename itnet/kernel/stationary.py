@@ -18,7 +18,6 @@ from ..measure.lags import Box, lag_box, on_box
 from ..measure.pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel
-from .spectral import SpectralNormalised      # for its method, spectral_normalise
 
 # %% ../../nbs/kernel/30_stationary.ipynb #stationary
 class Stationary(Kernel):

@@ -8,7 +8,8 @@ __all__ = ['Cost', 'per_pair']
 # %% ../../nbs/rule/00_base.ipynb #imports
 from dataclasses import dataclass
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, Normalised, core
+from ..kernel.base import Kernel
+from ..kernel.compose import Normalised, core
 
 # %% ../../nbs/rule/00_base.ipynb #cost
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ..measure.measure import Measure
 from ..measure.lags import lag_box
 from ..measure.pairs import Pairs
 from ..kernel.structure import CAUSAL, Factors
-from ..kernel.base import TILE, Kernel, Normalised, batch_size, core, inner_normalisers, over_strips, read, row_integral, strips
+from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
+from ..kernel.compose import Normalised, core, inner_normalisers, row_integral
 from .base import Cost, per_pair, _BYTES
 
 # %% ../../nbs/rule/10_dense.ipynb #on-pairs

@@ -12,7 +12,8 @@ from ..measure.measure import Measure
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.pairs import Pairs
 from ..conv.fft import direct_conv, holding_zero
-from ..kernel.base import Kernel, core, read
+from ..kernel.base import Kernel, read
+from ..kernel.compose import core
 from .base import Cost, per_pair, _BYTES, _whole_rows
 from .dense import on_pairs
 

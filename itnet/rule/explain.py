@@ -11,7 +11,8 @@ from torch import nn
 from ..measure.measure import Measure
 from ..measure.lags import INFINITE, box_shape, lag_box
 from ..conv.choice import choose_method, crop, describe
-from ..kernel.base import Kernel, core
+from ..kernel.base import Kernel
+from ..kernel.compose import core
 from .plan import ESTIMATES, choose, device_of, options
 from .monte_carlo import SAMPLES
 from .rates import WAYS, Rates, current

@@ -16,7 +16,8 @@ from ..measure.lags import lag_box, reached
 from ..conv.fft import fast_size
 from ..conv.op import gated_conv
 from ..kernel.structure import Factors
-from ..kernel.base import Kernel, Normalised, core, read, safe
+from ..kernel.base import Kernel, read
+from ..kernel.compose import Normalised, core, safe
 from .base import Cost, _BYTES
 from .dense import _weighted_factors
 from .direct import _missing

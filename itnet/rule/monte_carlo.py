@@ -15,7 +15,8 @@ from ..measure.lags import Box, intersect
 from ..measure.pairs import Pairs
 from ..kernel.structure import Structure
 from ..kernel import base as kernels
-from ..kernel.base import Kernel, Normalised, Restricted, batch_size, inner_normalisers, over_strips, read, safe
+from ..kernel.base import Kernel, batch_size, over_strips, read
+from ..kernel.compose import Normalised, Restricted, inner_normalisers, safe
 from ..kernel.stationary import Stationary
 from .base import Cost, per_pair, _BYTES, _whole_rows
 

@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 from ..measure.measure import Measure
 from ..measure.lags import is_finite
-from ..kernel.base import Kernel, core
+from ..kernel.base import Kernel
+from ..kernel.compose import core
 from .base import Cost
 from .dense import all_pairs, dense
 from .direct import direct, near

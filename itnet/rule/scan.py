@@ -16,7 +16,8 @@ from ..measure.measure import Measure
 from ..measure.lags import check_axes, is_finite
 from ..measure.pairs import Pairs
 from ..kernel.structure import Decay
-from ..kernel.base import Kernel, Normalised, core, inner_normalisers, read, safe
+from ..kernel.base import Kernel, read
+from ..kernel.compose import Normalised, core, inner_normalisers, safe
 from .base import Cost, per_pair, _BYTES
 
 # %% ../../nbs/rule/40_scan.ipynb #mix

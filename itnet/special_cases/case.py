@@ -14,7 +14,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, Normalised, Restricted
+from ..kernel.base import Kernel
+from ..kernel.compose import Normalised, Restricted
 from ..transform import apply
 from ..rule.explain import explain
 from ..rule.mixing import mix

@@ -14,7 +14,8 @@ import torch.nn as nn
 from torch import Tensor
 from ..measure.lags import is_finite
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, Normalised, Product, Restricted, Sum
+from ..kernel.base import Kernel
+from ..kernel.compose import Normalised, Product, Restricted, Sum
 from ..kernel.stationary import Exponentials, Implicit, Stationary
 from ..kernel.content import Content
 from ..kernel.given import Gates, Scores, Table, Terms
