@@ -34,6 +34,8 @@ class Stationary(Kernel):
 
     def work(self, regular): return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
 
+    def mirrored(self): return self
+
     @property
     def _device(self): return next((p.device for p in self.parameters()), None)
 
