@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from .measure.measure import Measure
 from .kernel.structure import Decay
-from .kernel.base import Kernel, Normalised, core, read
+from .kernel.base import Kernel, read
+from .kernel.compose import Normalised, core
 from .kernel.content import Projection
 from .rule.base import RULES
 from .rule.scan import advance

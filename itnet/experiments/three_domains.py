@@ -12,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
-from ..atlas.kernels import far_profiles, plot_profiles
+from ..atlas.kernels import Profile, far_profiles, plot_profiles
 from ..data.images import Digits
 from ..data.lra import ListOps
 from ..data.text import SourceText
@@ -91,15 +91,22 @@ def plot_curves(records: list[Record]) -> Figure:
 # %% ../../nbs/experiments/00_three_domains.ipynb #kernels
 REACH = dict(digits=7, text=64, listops=32)          # lags worth a look
 
-def learned_kernels(recipe: Recipe, out: str | Path) -> list[torch.Tensor]:
-    "κ of every block and head of a trained ITNet recipe, (H, *L) per block, from the best checkpoint under `out`."
+def learned_kernels(recipe: Recipe, out: str | Path) -> list[Profile]:
+    "κ of every block and head of a trained ITNet recipe, from the best checkpoint under `out`."
     return far_profiles(load_model(_folder(recipe, out)), REACH[recipe.name.split('/')[0]], len(recipe.data.spec.shape))
 
-def write_kernels(kernels: dict[str, list[torch.Tensor]], path: Path) -> None:
-    "Keep κ beside the records, relative to its largest value and to four digits: weights are not committed, pictures are made from this."
-    rounded = {task: [(k / k.abs().max()).mul(1e4).round().div(1e4).tolist() for k in blocks] for task, blocks in kernels.items()}
-    path.write_text(json.dumps(rounded) + '\n')
+def write_kernels(kernels: dict[str, list[Profile]], path: Path) -> None:
+    "Keep κ beside the records, four digits relative to each head's largest value: weights are not committed, pictures are made from this."
+    def kept(p: Profile) -> dict:
+        top = p.kappa.flatten(1).abs().amax(1).view(-1, *[1] * len(p.box))
+        relative = p.kappa / torch.where(top > 0, top, 1.)
+        return dict(box=p.box, kappa=relative.double().mul(1e4).round().div(1e4).tolist())
+    path.write_text(json.dumps({task: [kept(p) for p in blocks] for task, blocks in kernels.items()}) + '\n')
 
-def read_kernels(path: str | Path) -> dict[str, list[torch.Tensor]]:
-    "What `write_kernels` wrote."
-    return {task: [torch.tensor(k) for k in blocks] for task, blocks in json.loads(Path(path).read_text()).items()}
+def read_kernels(path: str | Path) -> dict[str, list[Profile]]:
+    "Profiles of the blocks of each task, as `write_kernels` kept them. ValueError for values that are not finite."
+    def profile(kept: dict) -> Profile: return Profile(torch.tensor(kept['kappa']), tuple((lo, hi) for lo, hi in kept['box']))
+    found = {task: [profile(kept) for kept in blocks] for task, blocks in json.loads(Path(path).read_text()).items()}
+    for task, blocks in found.items():
+        if not all(torch.isfinite(p.kappa).all() for p in blocks): raise ValueError(f'{path} holds values for {task} that are not finite')
+    return found

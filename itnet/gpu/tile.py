@@ -68,7 +68,7 @@ def _forward(phi, psi, kappa, v, y,
     _store(acc, y + (b * H + h) * N * D, i0, N, D, OWN, DB)
 
 # %% ../../nbs/gpu/20_tile.ipynb #how
-EMPTY = torch.finfo(torch.float32).tiny ** .75        # a normaliser up to this divides nothing: `safe` in kernel.base
+EMPTY = torch.finfo(torch.float32).tiny ** .75        # a normaliser up to this divides nothing: `safe` in kernel.compose
 
 def _blocks(kernel: str, width: int) -> tuple[int, int, int]:
     "(OWN, STEP, warps): rows a program owns, columns it takes at a time, for operands of `width` bytes per row."

@@ -13,7 +13,8 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.lags import INFINITE, is_finite, lag_box
 from ..measure.pairs import Pairs
-from .base import Kernel, Normalised, read
+from .base import Kernel, read
+from .compose import Normalised
 
 # %% ../../nbs/kernel/80_check.ipynb #layouts
 Promise = tuple[str, Tensor]        # what was promised, and by how much each entry (B|1, H|1, N, N) misses it

@@ -39,6 +39,7 @@ class Scores(ExpDot):
 
     def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.q, measure, 'q')
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.k, measure, 'k')
+    def mirrored(self): return Scores(self.q.flip(2), self.k.flip(2))
 
 # %% ../../nbs/kernel/70_given.ipynb #terms
 class Terms(Separable):
@@ -54,6 +55,7 @@ class Terms(Separable):
 
     def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.phi, measure, 'φ')
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.psi, measure, 'ψ')
+    def mirrored(self): return Terms(self.phi.flip(2), self.psi.flip(2), self.structure.positive)
 
 # %% ../../nbs/kernel/70_given.ipynb #gates
 class Gates(Selective):
@@ -73,6 +75,7 @@ class Gates(Selective):
     def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.phi, measure, 'φ')
     def right(self, measure: Measure, u: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return self.gated(measure, _fits(self.psi, measure, 'ψ'), _fits(self.gate, measure, 'gates'))
+    def mirrored(self): return Gates(self.phi.flip(2), self.gate.flip(2), self.psi.flip(2), self.structure.positive)
 
 # %% ../../nbs/kernel/70_given.ipynb #table
 class Table(Kernel):
@@ -100,6 +103,8 @@ class Table(Kernel):
 
     def log_values(self, pairs: Pairs, left, right: Tensor) -> Tensor:
         return self._entries(pairs, right) if self.structure.logarithmic else super().log_values(pairs, left, right)
+
+    def mirrored(self): return Table(self.table.flip((2, 3)), self.structure.logarithmic)
 
 # %% ../../nbs/kernel/70_given.ipynb #skeleton
 @lru_cache(maxsize=None)

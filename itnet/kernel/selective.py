@@ -15,7 +15,7 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs, Sampled
 from .structure import CAUSAL, Decay, Structure
-from .base import keep
+from .compose import keep
 from .content import Content, split_heads
 
 # %% ../../nbs/kernel/60_selective.ipynb #selective

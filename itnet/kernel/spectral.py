@@ -14,7 +14,8 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.lags import box_shape, check_axes, lag_box
 from ..conv.fft import fast_size
-from .base import Kernel, safe
+from .base import Kernel
+from .compose import Wrapped, safe
 
 # %% ../../nbs/kernel/20_spectral.ipynb #spectrum
 def _longest(measure: Measure) -> Measure:
@@ -55,7 +56,7 @@ def spectral_norm(kernel: Kernel,      # stationary
     return norm if measure.weight is None else norm * _largest(measure.weight).to(norm.dtype)
 
 # %% ../../nbs/kernel/20_spectral.ipynb #spectral-normalised
-class SpectralNormalised(Kernel):
+class SpectralNormalised(Wrapped):
     """A stationary kernel divided by its operator norm, so that on a measure it is at most `bound`.
 
     ValueError unless the kernel is stationary and the bound positive and finite. Source: Miyato et al. 2018, without the iteration.
@@ -70,19 +71,16 @@ class SpectralNormalised(Kernel):
                              'normalise its stationary factor, as in a * b.spectral_normalise()')
         if not 0 < bound < math.inf: raise ValueError(f'bound must be positive and finite, not {bound}')
         grid = kernel.structure.grid or on is None                  # a spectrum is that of a grid
-        super().__init__(kernel.heads, replace(kernel.structure, position_free=False, normalised=False, dot=False, grid=grid))
-        self.kernel, self.bound, self.on = kernel, bound, on
+        super().__init__(kernel, replace(kernel.structure, position_free=False, normalised=False, dot=False, grid=grid))
+        self.bound, self.on = bound, on
 
-    def work(self, regular): return self.kernel.work(regular)
+    def rebuild(self, f): return SpectralNormalised(f(self.kernel), self.bound, self.on)
 
     def scale(self, measure: Measure) -> Tensor:
         "(1, H, 1, 1): what the kernel is multiplied by."
         return (self.bound / safe(spectral_norm(self.kernel, self.on or measure)))[None, :, None, None]
 
 # %% ../../nbs/kernel/20_spectral.ipynb #parts
-@patch
-def left(self: SpectralNormalised, measure, u): return self.kernel.left(measure, u)
-
 @patch
 def right(self: SpectralNormalised, measure, u): return self.kernel.right(measure, u), self.scale(measure)
 

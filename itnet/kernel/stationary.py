@@ -14,11 +14,10 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure, per_axis
 from ..conv.cache import kept
-from ..measure.lags import Box, lag_box, on_box
+from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel
-from .spectral import SpectralNormalised      # for its method, spectral_normalise
 
 # %% ../../nbs/kernel/30_stationary.ipynb #stationary
 class Stationary(Kernel):
@@ -34,6 +33,8 @@ class Stationary(Kernel):
         return self.of_lag(lag_grid(box, spacing, self._device))
 
     def work(self, regular): return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
+
+    def mirrored(self): return self
 
     @property
     def _device(self): return next((p.device for p in self.parameters()), None)
@@ -68,7 +69,7 @@ class Stationary(Kernel):
         "κ on the lags of `box`, (H, 1, *L)."
         support = self.structure.support
         there = lag_box(measure, support)
-        if any(measure.periodic) and support is not None:                                    # lags may wrap
+        if any(measure.periodic) and is_finite(support):                                     # lags may wrap
             return on_box(self.filter(support, measure.spacing), support, box, measure).unsqueeze(1)
         if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)): return self.filter(box, measure.spacing).unsqueeze(1)
         some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already

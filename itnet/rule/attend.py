@@ -13,7 +13,8 @@ from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..kernel.structure import CAUSAL
-from ..kernel.base import TILE, Kernel, batch_size, core, over_strips, read, strips
+from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
+from ..kernel.compose import core
 from .base import BYTES, Cost, Rule, Way, lacking, per_pair, register
 
 # %% ../../nbs/rule/15_attend.ipynb #mask

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 from torch import Tensor
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, core
+from ..kernel.base import Kernel
+from ..kernel.compose import core
 
 # %% ../../nbs/rule/00_base.ipynb #cost
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ..measure.lags import lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..kernel.structure import Factors
-from ..kernel.base import TILE, Kernel, Normalised, batch_size, core, over_strips, read, row_integral, strips
+from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
+from ..kernel.compose import Normalised, core, row_integral
 from .base import BYTES, Cost, Mixing, Rule, Way, per_pair, register
 
 # %% ../../nbs/rule/10_dense.ipynb #on-pairs

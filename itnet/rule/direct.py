@@ -15,7 +15,8 @@ from ..conv.fft import direct_conv, holding_zero
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..kernel.base import Kernel, core, read
+from ..kernel.base import Kernel, read
+from ..kernel.compose import core
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking, per_pair, register, whole_rows
 from .dense import on_pairs

@@ -9,7 +9,8 @@ __all__ = ['structure_in_words', 'explain', 'kernels_of', 'explain_model']
 from torch import nn
 from ..measure.lags import INFINITE
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, core
+from ..kernel.base import Kernel
+from ..kernel.compose import core
 from .base import RULES, Mixing
 from .plan import choose, device_of, options
 from .rates import Rates, current

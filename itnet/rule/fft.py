@@ -18,7 +18,8 @@ from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
 from ..kernel.structure import Factors
-from ..kernel.base import Kernel, Normalised, core, read, safe
+from ..kernel.base import Kernel, read
+from ..kernel.compose import Normalised, core, safe
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking, register
 from .dense import weighted_factors
 from .direct import of_the_lag

@@ -16,7 +16,8 @@ from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..kernel import base as kernels
 from ..kernel.structure import Structure
-from ..kernel.base import Kernel, Normalised, Restricted, batch_size, over_strips, read, safe
+from ..kernel.base import Kernel, batch_size, over_strips, read
+from ..kernel.compose import Normalised, Restricted, safe
 from ..kernel.stationary import Stationary
 from .base import BYTES, Cost, Rule, Way, per_pair, register, whole_rows
 

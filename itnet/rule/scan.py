@@ -13,7 +13,8 @@ from torch import Tensor
 from ..gpu.backend import attempt, usable
 from ..measure.measure import Measure
 from ..kernel.structure import Decay
-from ..kernel.base import Kernel, Normalised, core, read, safe
+from ..kernel.base import Kernel, read
+from ..kernel.compose import Normalised, core, safe
 from . import chunks
 from .base import BYTES, Cost, Rule, Way, checked, lacking, per_pair, register
 from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from ..measure.measure import Measure
-from ..kernel.base import Kernel, Normalised, Restricted
+from ..kernel.base import Kernel
 from ..transform import apply
 from ..rule.explain import explain
 from ..rule.mixing import mix
@@ -34,9 +34,7 @@ class Integral:
     @property
     def kind(self) -> str:
         "Class of the kernel under its normaliser and its restriction."
-        kernel = self.kernel
-        while isinstance(kernel, Normalised | Restricted): kernel = kernel.kernel
-        return type(kernel).__name__
+        return type(self.kernel.innermost).__name__
 
 # %% ../../nbs/special_cases/00_case.ipynb #special-case
 class SpecialCase(nn.Module):
