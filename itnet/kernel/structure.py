@@ -33,21 +33,21 @@ class Structure:
     grid: bool = False             # needs: neighbours on a grid
     ordered: bool = False          # needs: a line in increasing order, with weights ≥ 0
     fixed: bool = False            # needs: outputs at the points of the inputs
-    least: tuple[int, ...] = ()    # needs: so many points along periodic axes, the lags of its widest factor
+    span: Box | None = None        # needs: periodic axes that hold these lags, those of all factors together
 
     def __post_init__(self):
         if self.support is None: return
         if self.dims is None: object.__setattr__(self, 'dims', len(self.support))
-        if not self.least: object.__setattr__(self, 'least', _lags(self.support))
+        if self.span is None: object.__setattr__(self, 'span', _finite_part(self.support))
 
     @property
     def causal(self) -> bool:
         "No output depends on its future: all lags of the support are ≥ 0."
         return self.support is not None and len(self.support) == 1 and self.support[0][0] >= 0
 
-def _lags(support: Box) -> tuple[int, ...]:
-    "Lags along each axis, 1 where there is no end of them."
-    return tuple(hi - lo + 1 if max(-lo, hi) < INFINITE else 1 for lo, hi in support)
+def _finite_part(support: Box) -> Box:
+    "The support along axes where it is bounded, lag zero along the others."
+    return tuple((lo, hi) if max(-lo, hi) < INFINITE else (0, 0) for lo, hi in support)
 
 # %% ../../nbs/kernel/00_structure.ipynb #derive
 @patch
@@ -58,11 +58,12 @@ def needs_with(self: Structure, other: Structure) -> dict:
         raise ValueError(f'kernels on positions of {s.dims} and {t.dims} coordinates have no product and no sum')
     whole = s.whole_rows or t.whole_rows or s.normalised or t.normalised
     return dict(whole_rows=whole, dims=t.dims if s.dims is None else s.dims, grid=s.grid or t.grid,
-                ordered=s.ordered or t.ordered, fixed=s.fixed or t.fixed, least=_longer(s.least, t.least))
+                ordered=s.ordered or t.ordered, fixed=s.fixed or t.fixed, span=_hull(s.span, t.span))
 
-def _longer(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    "The larger of two sizes along each axis; () is smaller than any."
-    return tuple(map(max, a, b)) if a and b else a or b
+def _hull(a: Box | None, b: Box | None) -> Box | None:
+    "The smallest box that holds both."
+    if a is None or b is None: return b if a is None else a
+    return tuple((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b))
 
 @patch
 def times(self: Structure, other: Structure) -> Structure:
@@ -81,8 +82,7 @@ def plus(self: Structure, other: Structure) -> Structure:
     s, t, needs = self, other, self.needs_with(other)
     both = lambda x, y: None if x is None or y is None else x + y
     everywhere, alike = s.support is None and t.support is None, s.support == t.support
-    support = None if s.support is None or t.support is None else tuple(
-        (min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(s.support, t.support))
+    support = None if s.support is None or t.support is None else _hull(s.support, t.support)
     return Structure(
         stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
         rank=both(s.rank, t.rank), support=support,
@@ -96,7 +96,7 @@ def within(self: Structure, support: Box) -> Structure:
     support, whole = intersect(self.support, support), self.whole_rows or self.normalised
     keeps = support == CAUSAL and not whole
     return replace(self, support=support, position_free=False, normalised=False, dot=self.dot and not self.normalised,
-                   whole_rows=whole, state=self.state if keeps else None, least=_longer(self.least, _lags(support)))
+                   whole_rows=whole, state=self.state if keeps else None, span=_hull(self.span, _finite_part(support)))
 
 # %% ../../nbs/kernel/00_structure.ipynb #needs
 @patch
@@ -119,8 +119,8 @@ def _on_rings(self: Structure, measure: Measure) -> list[tuple[str, bool]]:
     if not any(measure.periodic): return []
     ends = self.support or ((-INFINITE, INFINITE),) * measure.ndim
     past = all((abs(lo) == INFINITE) == (abs(hi) == INFINITE) for (lo, hi), ring in zip(ends, measure.periodic) if ring)
-    short = [f'{l} points on the periodic axis of {n}' for l, n, ring in zip(self.least, measure.shape, measure.periodic)
-             if ring and l > n]
+    short = [f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
+             for (lo, hi), n, ring in zip(self.span or (), measure.shape, measure.periodic) if ring and hi - lo + 1 > n]
     return [('a line, since a periodic axis has no past', past), (', '.join(short), not short)]
 
 @patch
