@@ -16,7 +16,7 @@ from ..kernel.stationary import Exponentials, Implicit
 from ..kernel.content import Separable, Softmax
 from ..bench.crossover import choices, choices_table, fit_rates, time_rules
 from ..transform import apply
-from ..rule.rates import save as save_rates
+from ..rule.rates import save_rates
 from ..bench.memory import Peak, in_fresh_process
 from ..bench.record import begin_record, write_record
 from ..bench.timing import spread

@@ -44,7 +44,7 @@ def per_pair(kernel: Kernel, measure: Measure, channels: int) -> tuple[int, int,
     s = kernel.structure
     if s.stationary and measure.regular: return 1, 0, 1                             # looked up by its lag
     work = kernel.work(measure.regular)
-    if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work     # exponentials, differences in float64
+    if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work  # exponentials, differences in float64
     if work > 1:                                                                    # a network for every pair
         return 2 * sum([p.numel() for p in kernel.parameters()]) // kernel.heads, channels, work
     features = s.rank or s.state or channels
@@ -65,7 +65,9 @@ class Mixing:
     rows: tuple[range, ...]            # the points of each axis at which there are outputs
 
     @property
-    def points(self) -> int: return math.prod(map(len, self.rows))
+    def points(self) -> int:
+        "How many outputs each channel has."
+        return math.prod(map(len, self.rows))
 
     def sampled(self, y: Tensor) -> Tensor:
         "(..., *S) at the points that are asked for, (..., *S')."
@@ -104,7 +106,8 @@ class Rule:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words
 
-    def __call__(self, kernel, measure, u, v, *args, **options): return self.integrate(kernel, measure, u, v, *args, **options)
+    def __call__(self, kernel, measure, u, v, *args, **options):
+        return self.integrate(kernel, measure, u, v, *args, **options)
 
 def lacking(*needs: tuple[str, bool]) -> str | None:
     "The first of several needs that is not met."
@@ -116,13 +119,16 @@ def register(rule: Rule) -> Rule:
     return rule
 
 # %% ../../nbs/rule/00_base.ipynb #check
-def possible(kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None) -> list[str]:
+def possible(kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+            ) -> list[str]:
     "Names of the rules that are valid here."
     return [name for name, rule in RULES.items() if rule.missing(kernel, measure, at, mixing) is None]
 
-def checked(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None) -> Rule:
-    "A rule by its name. ValueError if there is none, or it is not valid here, with what is missing and what would work."
-    if rule not in RULES: raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
+def checked(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+           ) -> Rule:
+    "A rule by its name. ValueError if there is none, or it is not valid here: what is missing, and what would work."
+    if rule not in RULES:
+        raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
     why = RULES[rule].missing(kernel, measure, at, mixing)
     if why is None: return RULES[rule]
     what = f'rule {rule!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {measure.describe()})'

@@ -75,7 +75,8 @@ def choose(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rate
     if len(exact) == 1: return exact[0]
     table, best, least = (rates or current(device_of(kernel))).rates, exact[0], math.inf
     for rule in exact:
-        c = RULES[rule].cost(kernel, measure, channels) if mixing is None else RULES[rule].mixing_cost(kernel, measure, mixing)
+        if mixing is None: c = RULES[rule].cost(kernel, measure, channels)
+        else: c = RULES[rule].mixing_cost(kernel, measure, mixing)
         seconds = expected(table[c.way], c.flops, batch, c.once)
         if seconds < least: best, least = rule, seconds
     return best
