@@ -14,8 +14,7 @@ from .kernel.structure import Decay
 from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
-from .rule.base import RULES
-from .rule.scan import advance
+from .rule.scan import advance, scan
 
 # %% ../nbs/stream.ipynb #state
 @dataclass(frozen=True, eq=False)
@@ -81,9 +80,9 @@ def context(kernel: Kernel) -> int:
 
 def _check_step(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor, state: State | None) -> None:
     "ValueError unless the kernel has a finite state, and everything fits."
-    if why := RULES['scan'].missing(kernel, measure):
+    if why := scan.missing(kernel, measure):
         raise ValueError(f'a stream needs {why}, which is missing here ({type(core(kernel)).__name__} '
-                         f'on a {measure.describe()}): {RULES["scan"].remedy}')
+                         f'on a {measure.describe()}): {scan.remedy}')
     if v.ndim != 4 or v.shape[2] != measure.n or kernel.heads not in (1, v.shape[1]):
         raise ValueError(f'values of shape {tuple(v.shape)} do not fit: expected (B, {kernel.heads}, {measure.n}, d)')
     if state is None: return

@@ -15,7 +15,7 @@ from ..measure.pairs import Pairs
 from ..kernel.structure import CAUSAL
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import core
-from .base import BYTES, Cost, Rule, Way, lacking, per_pair, register
+from .base import BYTES, Cost, Rule, Way, lacking, per_pair
 
 # %% ../../nbs/rule/15_attend.ipynb #mask
 def _seen(pairs: Pairs, support: Box | None, device) -> Tensor:
@@ -78,4 +78,4 @@ class AttendRule(Rule):
             parts = strips(kernel, measure, max(len(v), batch_size(left, right)), at, support)
         return over_strips(lambda pairs: _attention(pairs, support, left, right, v), parts)
 
-attend = register(AttendRule())
+attend = AttendRule()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BYTES', 'RULES', 'Way', 'Cost', 'per_pair', 'whole_rows', 'Mixing', 'Rule', 'lacking', 'register', 'possible',
-           'checked']
+           'checked', 'refuse_invalid']
 
 # %% ../../nbs/rule/00_base.ipynb #imports
 import math
@@ -74,10 +74,10 @@ class Mixing:
         return y[(..., *(slice(r.start, r.stop, r.step) for r in self.rows))]
 
 # %% ../../nbs/rule/00_base.ipynb #rule
-RULES: dict[str, 'Rule'] = {}          # by name; `register` fills it
+RULES: dict[str, 'Rule'] = {}          # by name: those of this folder, and what is registered
 
 class Rule:
-    "One way to compute the integral. A rule defines what is marked with a dash, and is made known by `register`."
+    "One way to compute the integral. A rule defines what is marked with a dash."
     name: ClassVar[str]                           # – as in rule='dense'
     exact: ClassVar[bool] = True                  # – else an estimate, which is never chosen, only asked for
     elsewhere: ClassVar[bool] = False             # – whether outputs may lie at other points than the inputs
@@ -129,10 +129,15 @@ def checked(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = No
     "A rule by its name. ValueError if there is none, or it is not valid here: what is missing, and what would work."
     if rule not in RULES:
         raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
-    why = RULES[rule].missing(kernel, measure, at, mixing)
-    if why is None: return RULES[rule]
-    what = f'rule {rule!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {measure.describe()})'
+    refuse_invalid(RULES[rule], kernel, measure, at, mixing)
+    return RULES[rule]
+
+def refuse_invalid(rule: Rule, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+                  ) -> None:
+    "ValueError if a rule is not valid here: what is missing, how to come by it, and what would work instead."
+    why = rule.missing(kernel, measure, at, mixing)
+    if why is None: return
+    what = f'rule {rule.name!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {measure.describe()})'
     works = possible(kernel, measure, at, mixing)
     if not works: raise ValueError(f'{what}, and no other rule does without')
-    remedy = f'{RULES[rule].remedy}, or ' if RULES[rule].remedy else ''
-    raise ValueError(f'{what}: {remedy}choose one of {works}')
+    raise ValueError(f'{what}: {rule.remedy + ", or " if rule.remedy else ""}choose one of {works}')

@@ -17,7 +17,7 @@ from ..measure.pairs import Pairs
 from ..kernel.structure import Factors
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import Normalised, core, row_integral
-from .base import BYTES, Cost, Mixing, Rule, Way, per_pair, register
+from .base import BYTES, Cost, Mixing, Rule, Way, per_pair
 
 # %% ../../nbs/rule/10_dense.ipynb #on-pairs
 def on_pairs(kernel: Kernel, pairs: Pairs, left, right, v: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class DenseRule(Rule):
         f = _factors_for_tiles(kernel, measure, left, right, v) if at is None else None
         return plain() if f is None else attempt('tile', lambda: _by_tiles(f, v, isinstance(kernel, Normalised)), plain)
 
-dense = register(DenseRule())
+dense = DenseRule()
 
 # %% ../../nbs/rule/10_dense.ipynb #factors
 def weighted_factors(inner: Kernel, measure: Measure, left, right, dtype: torch.dtype) -> Factors:

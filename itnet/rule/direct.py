@@ -18,7 +18,7 @@ from ..measure.pairs import Pairs
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
-from .base import BYTES, Cost, Mixing, Rule, Way, lacking, per_pair, register, whole_rows
+from .base import BYTES, Cost, Mixing, Rule, Way, lacking, per_pair, whole_rows
 from .dense import on_pairs
 
 # %% ../../nbs/rule/20_direct.ipynb #direct
@@ -49,7 +49,7 @@ class DirectRule(Rule):
         y = direct_conv(x.flatten(-2), taps.movedim(0, -1).repeat_interleave(v.shape[-1], -1), origin)
         return y.unflatten(-1, x.shape[-2:]).movedim(-2, 1).flatten(2, -2)
 
-direct = register(DirectRule())
+direct = DirectRule()
 
 def _same_everywhere(kernel: Kernel, measure: Measure) -> bool:
     "Whether all rows see the same filter, cut at the ends of the grid alone."

@@ -20,7 +20,7 @@ from ..measure.segments import unpack
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
 from ..kernel.compose import Normalised, core, safe
-from .base import BYTES, Cost, Mixing, Rule, Way, lacking, register
+from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
 
@@ -73,7 +73,7 @@ class FftRule(Rule):
         f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
         return _normalised(v, f, measure) if isinstance(kernel, Normalised) else _gated(v, f, measure)
 
-fft = register(FftRule())
+fft = FftRule()
 
 def _normalised(v: Tensor, f: Factors, measure: Measure) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."

@@ -19,7 +19,7 @@ from ..kernel.structure import Structure
 from ..kernel.base import Kernel, batch_size, over_strips, read
 from ..kernel.compose import Normalised, Restricted, safe
 from ..kernel.stationary import Stationary
-from .base import BYTES, Cost, Rule, Way, per_pair, register, whole_rows
+from .base import BYTES, Cost, Rule, Way, per_pair, whole_rows
 
 # %% ../../nbs/rule/50_monte_carlo.ipynb #nearness
 class Nearness(Stationary):
@@ -111,7 +111,7 @@ class MonteCarloRule(Rule):
     def describe(self, cost, kernel, measure, rows):
         return f'{self.ways[cost.way].words}: an estimate, {SAMPLES} samples, never chosen by itself'
 
-monte_carlo = register(MonteCarloRule())
+monte_carlo = MonteCarloRule()
 
 @patch
 def integrate(self: MonteCarloRule, kernel: Kernel, measure: Measure,

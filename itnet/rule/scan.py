@@ -16,7 +16,7 @@ from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, safe
 from . import chunks
-from .base import BYTES, Cost, Rule, Way, checked, lacking, per_pair, register
+from .base import BYTES, Cost, Rule, Way, lacking, per_pair, refuse_invalid
 from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
@@ -47,7 +47,7 @@ class ScanRule(Rule):
                  ) -> Tensor:                    # (B, H, N, d)
         return _in_parts(kernel, measure, u, v, size)[0]
 
-scan = register(ScanRule())
+scan = ScanRule()
 
 def resume(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
            sums: Tensor | None = None       # (B, H, R, d) what earlier points left behind; d + 1 if normalised
@@ -57,7 +57,7 @@ def resume(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
     What came before belongs to the first segment. Where features look back, `step` is for it.
     ValueError where `scan` is not valid, or sums do not fit.
     """
-    checked('scan', kernel, measure)
+    refuse_invalid(scan, kernel, measure)
     inner = core(kernel)
     want = (*v.shape[:2], inner.structure.state, v.shape[3] + (inner is not kernel))
     if sums is not None and tuple(sums.shape) != want:
