@@ -17,7 +17,7 @@ from ..kernel.base import Kernel
 from ..kernel.content import merge_heads, split_heads
 from ..kernel.given import Scores, Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/40_attention.ipynb #kernel
 def attention_kernel(q: Tensor,                     # (B, H, N, d), scaled
@@ -64,7 +64,7 @@ def _mask_four(mask: Tensor, lead: tuple[int, ...], pairs: tuple[int, int, int])
     return (mask if alike else mask.expand(*lead, -1, -1, -1)).reshape(1 if alike else math.prod(lead), *mask.shape[-3:])
 
 # %% ../../nbs/special_cases/40_attention.ipynb #points
-def _points(n: int, m: int, seen: Tensor | None = None) -> tuple[Measure, Measure | None]:
+def _keys_and_queries(n: int, m: int, seen: Tensor | None = None) -> tuple[Measure, Measure | None]:
     "The measure of m keys, of which `seen` (B|1, m) count, and that of n queries; None if it is the same line."
     return Measure.sequence(m, seen), None if n == m else Measure.sequence(n)
 
@@ -77,7 +77,7 @@ class ScaledDotProduct(SpecialCase):
     def points(self, mask: Tensor | None, n: int, m: int) -> tuple[Tensor | None, Measure, Measure | None]:
         "What of a mask is left for the kernel, the measure, and where the outputs are: a boolean mask of columns is a weight."
         columns = mask is not None and mask.dtype == torch.bool and mask.shape[1:3] == (1, 1)
-        return None if columns else mask, *_points(n, m, mask[:, 0, 0].expand(-1, m) if columns else None)
+        return None if columns else mask, *_keys_and_queries(n, m, mask[:, 0, 0].expand(-1, m) if columns else None)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #sdpa-forward
 @patch
@@ -143,7 +143,7 @@ def kernel(self: MultiheadAttention,
         elif x.ndim == 3: allowed = allowed.unflatten(0, (batch, heads))
         log = F.pad(log_mask(allowed, q.dtype), (0, more))
         added = log if added is None else added + log
-    return attention_kernel(q, k, added, causal), *_points(n, m, seen)
+    return attention_kernel(q, k, added, causal), *_keys_and_queries(n, m, seen)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #mha-check-call
 @patch
@@ -241,10 +241,10 @@ def _draw_mha(choose) -> Drawn:
 
 # %% ../../nbs/special_cases/40_attention.ipynb #cases
 CASES = [
-    Case('scaled dot-product attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
+    LayerCase('scaled dot-product attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
          'content alone: positions enter by masks, biases and rotations of q and k', ('dense',), 'N² d',
          'torch.nn.functional.scaled_dot_product_attention', _draw_sdpa,
          'without dropout; unmasked, dense hands the kernel to this routine, and the matrix is compared besides'),
-    Case('multi-head attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
+    LayerCase('multi-head attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
          'content alone, by linear queries and keys; one number per head and pair', ('dense',), 'N² d', 'torch.nn.MultiheadAttention', _draw_mha,
          'without dropout in training; a row that sees nothing is 0, where torch has NaN if it makes the weights')]

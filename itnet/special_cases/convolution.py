@@ -16,7 +16,7 @@ from ..kernel.stationary import Taps
 from ..kernel.given import skeleton
 from ..rule.mixing import Correlation
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #reading
 def reading(n: int,                  # points of an axis
@@ -26,54 +26,69 @@ def reading(n: int,                  # points of an axis
             before: int,             # output 0 reads its first tap so many points before the axis; may be negative
             count: int               # outputs
            ) -> tuple[int, tuple[int, int], range]:
-    "The index of lag zero, the points missing at both ends, and the points read, for outputs Σ_l w_l u(every·t + step·l - before)."
-    own = min(size - 1, max(-(-before // step), (size - 1) // 2))          # the tap that an output meets at its own place
+    """Which stationary kernel on which axis gives outputs Σ_l w_l u(every·t + step·l - before).
+
+    Returns the index of lag zero, the points missing at both ends, and the points that are read.
+    """
+    own = min(size - 1, max(-(-before // step), (size - 1) // 2))        # the tap that an output meets at its own place
     first = own * step - before
     low = max(0, -first)
     last = first + low + every * (count - 1)
-    return size - 1 - own, (low, max(0, last + 1 - n - low)), range(first + low, last + 1, every)
+    missing = low, max(0, last + 1 - n - low)
+    return size - 1 - own, missing, range(first + low, last + 1, every)
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #extend
-MODES = {'circular': lambda i, n: i % n, 'replicate': lambda i, n: i.clamp(0, n - 1),
-         'reflect': lambda i, n: n - 1 - (n - 1 - i % max(1, 2 * n - 2)).abs()}         # the point of the domain that a point beyond it repeats
+# the point of an axis of n that a point i beyond it repeats
+MODES = {'circular': lambda i, n: i % n,
+         'replicate': lambda i, n: i.clamp(0, n - 1),
+         'reflect': lambda i, n: n - 1 - (n - 1 - i % max(1, 2 * n - 2)).abs()}
 
 def extended(x: Tensor,                            # (B, C, *S)
              ends: list[tuple[int, int]],          # points before and after, along each axis
              mode: str = 'zeros'                   # or a key of `MODES`
             ) -> Tensor:
-    "The function on a larger domain. ValueError where a ring would be wound around twice, or a reflection goes beyond the other end."
-    if mode == 'zeros': return F.pad(x, [k for end in reversed(ends) for k in end]) if any(map(any, ends)) else x
+    "A function on a larger domain. ValueError to wind twice around a ring, or to reflect beyond the other end."
+    if mode == 'zeros':
+        return F.pad(x, [k for end in reversed(ends) for k in end]) if any(map(any, ends)) else x
     for axis, (n, (before, after)) in enumerate(zip(x.shape[2:], ends), start=2):
-        most = {'circular': n, 'reflect': n - 1}.get(mode, max(before, after))
-        if max(before, after) > most: raise ValueError(f'padding of {max(before, after)} points in mode {mode!r} on an axis of {n}: at most {most}')
-        if before or after: x = x.index_select(axis, MODES[mode](torch.arange(-before, n + after, device=x.device), n))
+        added = max(before, after)
+        most = {'circular': n, 'reflect': n - 1}.get(mode, added)
+        if added > most:
+            raise ValueError(f'padding of {added} points in mode {mode!r} on an axis of {n}: at most {most}')
+        if added: x = x.index_select(axis, MODES[mode](torch.arange(-before, n + after, device=x.device), n))
     return x
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #options
-OPTIONS = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'transposed', 'output_padding', 'groups', 'padding_mode')
+OPTIONS = ('in_channels', 'out_channels', 'kernel_size', 'stride', 'padding', 'dilation', 'transposed',
+           'output_padding', 'groups', 'padding_mode')
 
 class _Convolution(SpecialCase):
-    "What both directions share: options, and the checks of layer and input."
+    "What a convolution and a transposed one share: options, and the checks of layer and input."
     modes = ('zeros',)
 
     def __init__(self, layer: nn.Module):
-        if layer.weight.is_complex(): refuse(layer, 'dtype', layer.weight.dtype, 'convolve real and imaginary parts apart')
-        if layer.padding_mode not in self.modes: refuse(layer, 'padding_mode', layer.padding_mode, f'choose one of {list(self.modes)}')
+        mode, dtype = layer.padding_mode, layer.weight.dtype
+        if dtype.is_complex: refuse(layer, 'dtype', dtype, 'convolve real and imaginary parts apart')
+        if mode not in self.modes: refuse(layer, 'padding_mode', mode, f'choose one of {list(self.modes)}')
         super().__init__(layer)
         for name in OPTIONS: setattr(self, name, getattr(layer, name))
         self.ndim = len(self.kernel_size)
 
-    def batched(self, x: Tensor) -> Tensor:
-        "x (B, C, *S), or (C, *S) as a batch of one. ValueError for anything else."
-        if x.is_complex(): refuse(self, 'dtype', x.dtype, 'convolve real and imaginary parts apart')
-        if x.ndim not in (self.ndim + 1, self.ndim + 2) or x.shape[-1 - self.ndim] != self.in_channels:
-            raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, {self.in_channels}, *S) or ({self.in_channels}, *S), {self.ndim} axes in S')
-        return x if x.ndim == self.ndim + 2 else x[None]
+# %% ../../nbs/special_cases/10_convolution.ipynb #options-checks
+@patch
+def batched(self: _Convolution, x: Tensor) -> Tensor:
+    "x (B, C, *S), or (C, *S) as a batch of one. ValueError for anything else."
+    if x.is_complex(): refuse(self, 'dtype', x.dtype, 'convolve real and imaginary parts apart')
+    if x.ndim not in (self.ndim + 1, self.ndim + 2) or x.shape[-1 - self.ndim] != self.in_channels:
+        raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, {self.in_channels}, *S) or '
+                         f'({self.in_channels}, *S), {self.ndim} axes in S')
+    return x if x.ndim == self.ndim + 2 else x[None]
 
-    def finished(self, y: Tensor, like: Tensor) -> Tensor:
-        "y (B, C, *S) with its bias, and with a batch axis only if `like` has one."
-        if self.bias is not None: y = y + self.bias.to(y.dtype).view(-1, *[1] * self.ndim)
-        return y if like.ndim == y.ndim else y.squeeze(0)
+@patch
+def finished(self: _Convolution, y: Tensor, like: Tensor) -> Tensor:
+    "y (B, C, *S) with its bias, and with a batch axis only if `like` has one."
+    if self.bias is not None: y = y + self.bias.to(y.dtype).view(-1, *[1] * self.ndim)
+    return y if like.ndim == y.ndim else y.squeeze(0)
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #conv
 @converts(nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -83,36 +98,49 @@ class Convolution(_Convolution):
 
     def __init__(self, layer: nn.Module):
         super().__init__(layer)
-        spans = [d * (n - 1) for n, d in zip(self.kernel_size, self.dilation)]
-        same, valid = [(k // 2, k - k // 2) for k in spans], [(0, 0)] * self.ndim
-        self.ends = {'same': same, 'valid': valid}[self.padding] if isinstance(self.padding, str) else [(k, k) for k in self.padding]
+        self.spans = [d * (l - 1) for l, d in zip(self.kernel_size, self.dilation)]     # from first tap to last
+        by_name = dict(same=[(k // 2, k - k // 2) for k in self.spans], valid=[(0, 0)] * self.ndim)
+        self.ends = by_name[self.padding] if isinstance(self.padding, str) else [(k, k) for k in self.padding]
 
-    def forward(self, input: Tensor) -> Tensor:
-        "(B, C, *S) or (C, *S) -> (B, O, *S') or (O, *S')."
-        x, ends = self.batched(input), self.ends
-        counts = [(n + sum(end) - d * (l - 1) - 1) // s + 1
-                  for n, end, l, d, s in zip(x.shape[2:], ends, self.kernel_size, self.dilation, self.stride)]
-        if min(counts) < 1: raise ValueError(f'an input of shape {tuple(x.shape[2:])} with padding {ends} is smaller than the filter: '
-                                             f'{self.kernel_size} taps, {self.dilation} apart')
-        place = self.places(x.shape[2:], ends, counts)
-        ring = self.padding_mode == 'circular' and self.on_a_ring(x.shape[2:], place)
-        if self.padding_mode != 'zeros' and not ring:
-            x, ends = extended(x, ends, self.padding_mode), [(0, 0)] * self.ndim
-            place = self.places(x.shape[2:], ends, counts)
-        origin, missing, rows = zip(*place)
-        x = extended(x, missing)
-        kernel = skeleton(Correlation, self.weight.shape[:2].numel(), tuple(self.kernel_size), origin, dilation=tuple(self.dilation))
-        y = self.mix(kernel.given(weight=self.weight.flatten(0, 1)), Measure.grid(x.shape[2:], periodic=ring), x.movedim(1, -1), self.groups, rows)
-        return self.finished(y.movedim(-1, 1), input)
+    def counts(self, shape) -> list[int]:
+        "Outputs along each axis. ValueError where there are none."
+        sizes = zip(shape, self.ends, self.spans, self.stride)
+        counts = [(n + sum(end) - span - 1) // s + 1 for n, end, span, s in sizes]
+        if min(counts) < 1:
+            raise ValueError(f'an input of shape {tuple(shape)} with padding {self.ends} is smaller than the filter: '
+                             f'{self.kernel_size} taps, {self.dilation} apart')
+        return counts
 
-    def places(self, shape, ends, counts) -> list:
-        "`reading` along each axis."
-        return [reading(n, l, d, s, before, count)
-                for n, l, d, s, (before, _), count in zip(shape, self.kernel_size, self.dilation, self.stride, ends, counts)]
+# %% ../../nbs/special_cases/10_convolution.ipynb #conv-places
+@patch
+def places(self: Convolution, shape, ends, counts) -> list:
+    "`reading` along each axis of a domain of this shape, padded at its ends, with so many outputs."
+    sizes = zip(shape, self.kernel_size, self.dilation, self.stride, ends, counts)
+    return [reading(n, l, d, s, before, count) for n, l, d, s, (before, _), count in sizes]
 
-    def on_a_ring(self, shape, place) -> bool:
-        "Whether all outputs lie on the domain, and no filter meets itself around it."
-        return all(not any(missing) and d * (l - 1) < n for (_, missing, _), n, l, d in zip(place, shape, self.kernel_size, self.dilation))
+@patch
+def on_a_ring(self: Convolution, shape, places) -> bool:
+    "Whether all outputs lie on the domain, and no filter meets itself around it."
+    return all(not any(missing) and span < n for (_, missing, _), n, span in zip(places, shape, self.spans))
+
+# %% ../../nbs/special_cases/10_convolution.ipynb #conv-call
+@patch
+def forward(self: Convolution, input: Tensor) -> Tensor:
+    "(B, C, *S) or (C, *S) -> (B, O, *S') or (O, *S')."
+    x = self.batched(input)
+    counts = self.counts(x.shape[2:])
+    places = self.places(x.shape[2:], self.ends, counts)
+    ring = self.padding_mode == 'circular' and self.on_a_ring(x.shape[2:], places)
+    if self.padding_mode != 'zeros' and not ring:
+        x = extended(x, self.ends, self.padding_mode)
+        places = self.places(x.shape[2:], [(0, 0)] * self.ndim, counts)
+    origin, missing, rows = zip(*places)
+    x = extended(x, missing)
+    weight = self.weight.flatten(0, 1)
+    kernel = skeleton(Correlation, len(weight), tuple(self.kernel_size), origin, dilation=tuple(self.dilation))
+    grid = Measure.grid(x.shape[2:], periodic=ring)
+    y = self.mix(kernel.given(weight=weight), grid, x.movedim(1, -1), self.groups, rows)
+    return self.finished(y.movedim(-1, 1), input)
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #phases
 def phases(weight: Tensor,                  # (G, O, C, *L)
@@ -135,90 +163,123 @@ def phases(weight: Tensor,                  # (G, O, C, *L)
 class TransposedConvolution(_Convolution):
     "nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d."
     def forward(self, input: Tensor,
-                output_size: list[int] | None = None       # in place of output_padding; with or without batch and channels
+                output_size: list[int] | None = None     # in place of output_padding; of all axes or the last ones
                ) -> Tensor:
         "(B, C, *S) or (C, *S) -> (B, O, *S') or (O, *S')."
-        x, p, s = self.batched(input), self.ndim, tuple(self.stride)
+        x, p = self.batched(input), self.ndim
         sizes = self.sizes(x.shape[2:], output_size, input.ndim)
-        weight = phases(self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2), s, self.dilation)
-        taps, step = tuple(weight.shape[3 + p:]), tuple(d if k == 1 else 1 for d, k in zip(self.dilation, s))
-        origin, missing, rows = zip(*[reading(n, l, d, 1, (l - 1) * d - before // k, (before + size - 1) // k - before // k + 1)
-                                      for n, l, d, k, before, size in zip(x.shape[2:], taps, step, s, self.padding, sizes)])
+        weight = phases(self.weight.unflatten(0, (self.groups, -1)).transpose(1, 2), self.stride, self.dilation)
+        step = tuple(d if k == 1 else 1 for d, k in zip(self.dilation, self.stride))
+        origin, missing, rows = zip(*self.places(x.shape[2:], weight.shape[3 + p:], step, sizes))
         x = extended(x, missing)
-        kernel = skeleton(Taps, weight.shape[:3 + p].numel(), taps, origin, dilation=step).given(weight=weight.flatten(0, 2 + p))
+        kernel = skeleton(Taps, weight.shape[:3 + p].numel(), tuple(weight.shape[3 + p:]), origin, dilation=step)
+        kernel = kernel.given(weight=weight.flatten(0, 2 + p))
         y = self.mix(kernel, Measure.grid(x.shape[2:]), x.movedim(1, -1), self.groups, rows)
-        y = y.unflatten(-1, (self.out_channels, *s)).movedim(1 + p, 1)                                # (B, O, *Q, *s)
-        for axis, (k, before, size) in enumerate(zip(s, self.padding, sizes), start=2):               # (q, r) -> s q + r, without the padding
-            y = y.movedim(2 + p, axis + 1).flatten(axis, axis + 1).narrow(axis, before % k, size)
+        y = y.unflatten(-1, (self.out_channels, *self.stride)).movedim(1 + p, 1)                # (B, O, *Q, *s)
+        for axis, (k, before, size) in enumerate(zip(self.stride, self.padding, sizes), start=2):
+            y = y.movedim(2 + p, axis + 1).flatten(axis, axis + 1)                              # (q, r) -> s q + r
+            y = y.narrow(axis, before % k, size)                                                # without the padding
         return self.finished(y, input)
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #sizes
 @patch
+def least(self: TransposedConvolution, shape) -> list[int]:
+    "Outputs along each axis without any that `output_padding` or `output_size` add."
+    options = zip(shape, self.stride, self.padding, self.dilation, self.kernel_size)
+    return [(n - 1) * s - 2 * p + d * (l - 1) + 1 for n, s, p, d, l in options]
+
+@patch
 def sizes(self: TransposedConvolution, shape, output_size, ndim: int) -> list[int]:
     "Outputs along each axis. ValueError where there are none, or where no input leads to as many as are asked for."
-    least = [(n - 1) * s - 2 * p + d * (l - 1) + 1
-             for n, s, p, d, l in zip(shape, self.stride, self.padding, self.dilation, self.kernel_size)]
+    least = self.least(shape)
     if output_size is None: sizes = [n + more for n, more in zip(least, self.output_padding)]
     else:
-        sizes = list(output_size)[-self.ndim:]
-        if len(output_size) not in (self.ndim, ndim) or not all(n <= m < n + s for n, m, s in zip(least, sizes, self.stride)):
+        sizes, most = list(output_size)[-self.ndim:], [n + s - 1 for n, s in zip(least, self.stride)]
+        possible = all(low <= size <= high for low, size, high in zip(least, sizes, most))
+        if len(output_size) not in (self.ndim, ndim) or not possible:
             raise ValueError(f'output_size={list(output_size)} for an input of shape {tuple(shape)}: '
-                             f'choose from {least} to {[n + s - 1 for n, s in zip(least, self.stride)]}')
-    if min(sizes) < 1: raise ValueError(f'an input of shape {tuple(shape)} has no outputs: {sizes} with padding {self.padding}')
+                             f'choose from {least} to {most}')
+    if min(sizes) < 1:
+        raise ValueError(f'an input of shape {tuple(shape)} has no outputs: {sizes} with padding {self.padding}')
     return sizes
 
+# %% ../../nbs/special_cases/10_convolution.ipynb #transposed-places
+@patch
+def places(self: TransposedConvolution, shape, taps, step, sizes) -> list:
+    "`reading` along each axis of the coarse grid: the points whose pieces hold an output."
+    found = []
+    for n, l, d, s, before, size in zip(shape, taps, step, self.stride, self.padding, sizes):
+        first, last = before // s, (before + size - 1) // s
+        found.append(reading(n, l, d, 1, (l - 1) * d - first, last - first + 1))
+    return found
+
 # %% ../../nbs/special_cases/10_convolution.ipynb #draw
-SIZES = {1: [1, 2, 7, 12, 31, 150], 2: [1, 3, 6, 9, 11], 3: [1, 2, 3, 5]}
+SIZES = {1: [1, 2, 7, 12, 31, 150], 2: [1, 3, 6, 9, 11], 3: [1, 2, 3, 5]}        # of an axis, by the number of axes
 
 def _common(choose: Choose, ndim: int) -> tuple[dict, list[int]]:
-    "Options that both directions have, and sizes of the axes."
-    each = lambda name, options: tuple(choose(f'{name} {axis}', options) for axis in range(ndim))
-    groups, most = choose('groups', [1, 2, 3]), 4 if ndim < 3 else 3
-    options = dict(in_channels=groups * choose('inputs', [1, 2]), out_channels=groups * choose('outputs', [1, 2, 3]), groups=groups,
-                   bias=choose('bias', [False, True]), kernel_size=each('taps', list(range(1, most + 1)) + [5] * (ndim == 1)),
+    "Options that a convolution and a transposed one have, and sizes of the axes."
+    def each(name, options): return tuple(choose(f'{name} {axis}', options) for axis in range(ndim))
+    groups = choose('groups', [1, 2, 3])
+    options = dict(in_channels=groups * choose('inputs', [1, 2]), out_channels=groups * choose('outputs', [1, 2, 3]),
+                   groups=groups, bias=choose('bias', [False, True]),
+                   kernel_size=each('taps', {1: [1, 2, 3, 4, 5], 2: [1, 2, 3, 4], 3: [1, 2, 3]}[ndim]),
                    stride=each('stride', [1, 2, 3]), dilation=each('dilation', [1, 2, 3]))
     return options, list(each('size', SIZES[ndim]))
 
 def _input(choose: Choose, channels: int, sizes) -> Tensor:
-    "A batch, or a single element without its axis."
+    "A batch (B, C, *S), or a single element without its axis."
     batch = choose('batch', [1, 2, 3, None])
     return tensor(channels, *sizes) if batch is None else tensor(batch, channels, *sizes)
 
+# %% ../../nbs/special_cases/10_convolution.ipynb #draw-conv
+def _draw_padding(choose: Choose, ndim: int) -> str | tuple[int, ...]:
+    "Padding of a convolution, by name or by amount."
+    padding = choose('padding', ['amount', 'amount', 'same', 'valid'])
+    if padding != 'amount': return padding
+    return tuple(choose(f'padding {axis}', [0, 1, 2, 4] if ndim < 3 else [0, 1, 2]) for axis in range(ndim))
+
 def _draw_conv(choose: Choose) -> Drawn:
+    "A convolution, on an input that is large enough for its filter and its padding."
     ndim = choose('dimensions', [1, 2, 3])
     options, sizes = _common(choose, ndim)
-    mode, padding = choose('mode', ['zeros', *MODES]), choose('padding', ['amount', 'amount', 'same', 'valid'])
+    mode, padding = choose('mode', ['zeros', *MODES]), _draw_padding(choose, ndim)
     if padding == 'same': options['stride'] = (1,) * ndim
-    if padding == 'amount': padding = tuple(choose(f'padding {axis}', [0, 1, 2, 4] if ndim < 3 else [0, 1, 2]) for axis in range(ndim))
     for axis, (l, d) in enumerate(zip(options['kernel_size'], options['dilation'])):
-        ends = d * (l - 1) if padding == 'same' else 0 if padding == 'valid' else 2 * padding[axis]
+        span = d * (l - 1)
+        ends = dict(same=span, valid=0)[padding] if isinstance(padding, str) else 2 * padding[axis]
         least = (-(-ends // 2) + (mode == 'reflect')) if mode in ('reflect', 'circular') else 1
-        sizes[axis] = max(sizes[axis], least, d * (l - 1) + 1 - ends)
+        sizes[axis] = max(sizes[axis], least, span + 1 - ends)
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[ndim - 1](**options, padding=padding, padding_mode=mode).double()
     return Drawn(layer, (_input(choose, layer.in_channels, sizes),), rule=choose('rule', ['dense', 'direct', 'fft']))
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #draw-transposed
 def _draw_transposed(choose: Choose) -> Drawn:
+    "A transposed convolution, on an input that leads to at least one output."
     ndim = choose('dimensions', [1, 2, 3])
     options, sizes = _common(choose, ndim)
-    sizes, padding = [min(n, 50) for n in sizes], [0] * ndim
-    for axis, (n, s, l, d) in enumerate(zip(sizes, options['stride'], options['kernel_size'], options['dilation'])):
+    spans = [d * (l - 1) for l, d in zip(options['kernel_size'], options['dilation'])]
+    padding = [0] * ndim
+    for axis, (s, span) in enumerate(zip(options['stride'], spans)):
         padding[axis] = choose(f'padding {axis}', [0, 1, 2, 4])
-        sizes[axis] = max(n, -(-(2 * padding[axis] - d * (l - 1)) // s) + 1)                                # at least one output
+        sizes[axis] = max(min(sizes[axis], 50), -(-(2 * padding[axis] - span) // s) + 1)
     given = choose('output', ['least', 'output_padding', 'output_size'])
-    extra = [0 if given == 'least' else choose(f'more {axis}', list(range(s))) for axis, s in enumerate(options['stride'])]
-    layer = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1](
-        **options, padding=tuple(padding), output_padding=tuple(extra) if given == 'output_padding' else 0).double()
-    kwargs = {}
+    extra = [0] * ndim
+    if given != 'least': extra = [choose(f'more {axis}', list(range(s))) for axis, s in enumerate(options['stride'])]
+    kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[ndim - 1]
+    if given == 'output_padding': options['output_padding'] = tuple(extra)
+    layer, kwargs = kind(**options, padding=tuple(padding)).double(), {}
     if given == 'output_size':
-        kwargs['output_size'] = [(n - 1) * s - 2 * p + d * (l - 1) + 1 + k for n, s, p, d, l, k in
-                                 zip(sizes, options['stride'], padding, options['dilation'], options['kernel_size'], extra)]
+        each = zip(sizes, options['stride'], padding, spans, extra)
+        kwargs['output_size'] = [(n - 1) * s - 2 * p + span + 1 + more for n, s, p, span, more in each]
     return Drawn(layer, (_input(choose, layer.in_channels, sizes),), kwargs, choose('rule', ['dense', 'direct', 'fft']))
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #cases
 CASES = [
-    Case('convolution', 'convolution', 'κ_oc(i − j), finitely many lags', 'depends on the lag alone; local; the same for every input',
-         ('direct', 'fft', 'dense'), 'N · L', 'nn.Conv1d, nn.Conv2d, nn.Conv3d', _draw_conv,
-         'The rule direct calls the library, as the layer does; dense and fft do not.'),
-    Case('transposed convolution', 'convolution', 'κ_oc(i − j), mass at every s-th j', 'depends on the lag alone; local; the same for every input',
-         ('direct', 'fft', 'dense'), 'N · L', 'nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d', _draw_transposed)]
+    LayerCase('convolution', 'convolution', 'κ_oc(i − j), finitely many lags',
+              'depends on the lag alone; local; the same for every input',
+              ('direct', 'fft', 'dense'), 'N · L', 'nn.Conv1d, nn.Conv2d, nn.Conv3d', _draw_conv,
+              'The rule direct calls the library, as the layer does; dense and fft do not.'),
+    LayerCase('transposed convolution', 'convolution', 'κ_oc(i − j), mass at every s-th j',
+              'depends on the lag alone; local; the same for every input',
+              ('direct', 'fft', 'dense'), 'N · L', 'nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d',
+              _draw_transposed)]

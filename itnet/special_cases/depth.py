@@ -17,7 +17,7 @@ from ..kernel.base import Kernel
 from ..kernel.stationary import Stationary
 from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 from .fixed_point import solve
 
 # %% ../../nbs/special_cases/25_depth.ipynb #loop
@@ -135,14 +135,14 @@ class _Slope(nn.Module):
     def forward(self, *args: Tensor) -> Tensor:
         return self.net(args[0] if len(args) == 1 else torch.cat([args[1], args[0].expand(len(args[1]), 1)], -1))
 
-def _draw(choose: Choose) -> Drawn:
+def _draw_ode(choose: Choose) -> Drawn:
     method, dim, time = choose('method', list(TABLEAUX)), choose('dim', [1, 2, 5]), choose('time', [False, True])
     f = _Slope(dim, choose('width', [1, 7]), time)
     steps, end, path = choose('steps', [1, 2, 3, 5, 11]), choose('end', [.5, 1., 3.]), choose('path', [False, True])
     rule = choose('rule', ['auto', 'dense'] + ['fft'] * (method == 'euler'))
     return Drawn(NeuralODE(f, steps, method, end, time, path).double(), (tensor(choose('batch', [1, 2, 3]), dim),), rule=rule)
 
-CASES = [Case('neural ODE', 'depth', '1[s < t]; on steps and stages the Butcher tableau: b for earlier steps, a within one',
+CASES = [LayerCase('neural ODE', 'depth', '1[s < t]; on steps and stages the Butcher tableau: b for earlier steps, a within one',
               'causal in depth; the kernel does not depend on z', ('dense', 'fft'),
-              'O(M²) per sweep for M = steps · stages; Euler O(M log M)', 'a loop; torchdiffeq', _draw,
+              'O(M²) per sweep for M = steps · stages; Euler O(M log M)', 'a loop; torchdiffeq', _draw_ode,
               'a fixed point: the integrand f(z) depends on the solution')]

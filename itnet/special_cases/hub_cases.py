@@ -11,7 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from . import hub                 # which knows the layers
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #references
 def _module(name: str):
@@ -57,7 +57,7 @@ def _mask(choose: Choose, way: str, b: int, n: int, m: int, blind: bool = True) 
     if mask is None or way == 'sdpa': return mask
     return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
 
-def _sizes(choose: Choose) -> tuple[int, int, int, int, str]:
+def _draw_sizes(choose: Choose) -> tuple[int, int, int, int, str]:
     "Batch, points, heads, features of a head, implementation."
     return (choose('batch', [1, 2, 3]), choose('points', [1, 2, 7, 13, 40]), choose('heads', [1, 2, 4]), choose('features', [2, 3, 8]),
             choose('implementation', ['eager', 'sdpa']))
@@ -65,7 +65,7 @@ def _sizes(choose: Choose) -> tuple[int, int, int, int, str]:
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-decoders
 def _draw_gpt2(choose: Choose) -> Drawn:
     from transformers import GPT2Config
-    (b, n, h, d, way), cross = _sizes(choose), choose('cross', [False, True])
+    (b, n, h, d, way), cross = _draw_sizes(choose), choose('cross', [False, True])
     config = GPT2Config(n_embd=h * d, n_head=h, attn_implementation=way, scale_attn_weights=choose('scaled', [True, False]),
                         scale_attn_by_inverse_layer_idx=choose('by layer', [False, True]))
     layer = _random(_module('gpt2').GPT2Attention(config, is_cross_attention=cross, layer_idx=2))
@@ -76,7 +76,7 @@ def _draw_gpt2(choose: Choose) -> Drawn:
 
 def _draw_llama(choose: Choose) -> Drawn:
     from transformers import LlamaConfig
-    (b, n, h, d, way), groups = _sizes(choose), choose('queries per key', [1, 2, 3])
+    (b, n, h, d, way), groups = _draw_sizes(choose), choose('queries per key', [1, 2, 3])
     dim = 2 * h * groups
     config = LlamaConfig(hidden_size=dim, num_attention_heads=h * groups, num_key_value_heads=h, head_dim=2 * d, attention_bias=choose('biases', [False, True]),
                          attn_implementation=way)
@@ -88,7 +88,7 @@ def _draw_llama(choose: Choose) -> Drawn:
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-encoders
 def _draw_bert(choose: Choose) -> Drawn:
     from transformers import BertConfig
-    (b, n, h, d, way), cross = _sizes(choose), choose('cross', [False, True])
+    (b, n, h, d, way), cross = _draw_sizes(choose), choose('cross', [False, True])
     config = BertConfig(hidden_size=h * d, num_attention_heads=h, attn_implementation=way)
     kind = _module('bert').BertCrossAttention if cross else _module('bert').BertSelfAttention
     layer, m = _random(kind(config, is_causal=choose('causal', [False, True]), layer_idx=0)), choose('inputs', [1, 5, 11]) if cross else n
@@ -97,14 +97,14 @@ def _draw_bert(choose: Choose) -> Drawn:
 
 def _draw_vit(choose: Choose) -> Drawn:
     from transformers import ViTConfig
-    b, n, h, d, way = _sizes(choose)
+    b, n, h, d, way = _draw_sizes(choose)
     config = ViTConfig(hidden_size=h * d, num_attention_heads=h, qkv_bias=choose('biases', [True, False]), attn_implementation=way)
     return Drawn(without_casts(_random(_module('vit').ViTAttention(config))), (tensor(b, n, h * d),), dict(attention_mask=_mask(choose, way, b, n, n)))
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-biases
 def _draw_bloom(choose: Choose) -> Drawn:
     from transformers import BloomConfig
-    b, n, h, d, _ = _sizes(choose)
+    b, n, h, d, _ = _draw_sizes(choose)
     module = _module('bloom')
     layer = without_casts(_random(module.BloomAttention(BloomConfig(hidden_size=h * d, n_head=h), layer_idx=0)))
     there = torch.arange(n) >= torch.randint(n, (b, 1)) if choose('padding', [False, True]) else torch.ones(b, n, dtype=torch.bool)
@@ -113,7 +113,7 @@ def _draw_bloom(choose: Choose) -> Drawn:
 
 def _draw_t5(choose: Choose) -> Drawn:
     from transformers import T5Config
-    (b, n, h, d, way), decoder = _sizes(choose), choose('decoder', [False, True])
+    (b, n, h, d, way), decoder = _draw_sizes(choose), choose('decoder', [False, True])
     config = T5Config(d_model=10, d_kv=d, num_heads=h, is_decoder=decoder, relative_attention_num_buckets=8, relative_attention_max_distance=10,
                       attn_implementation=way)
     source = choose('bias from', ['its table', 'the layer before', 'nowhere'])
@@ -125,7 +125,7 @@ def _draw_t5(choose: Choose) -> Drawn:
 
 def _draw_perceiver(choose: Choose) -> Drawn:
     from transformers import PerceiverConfig
-    (b, n, h, d, _), cross, c = _sizes(choose), choose('cross', [True, True, False]), choose('value features', [1, 4])
+    (b, n, h, d, _), cross, c = _draw_sizes(choose), choose('cross', [True, True, False]), choose('value features', [1, 4])
     layer = _random(_module('perceiver').PerceiverSelfAttention(PerceiverConfig(), cross, h * d, h * c, h, q_dim=6, kv_dim=7 if cross else 6))
     m = choose('inputs', [1, 5, 30]) if cross else n
     mask = _mask(choose, 'eager', b, n, m)
@@ -133,8 +133,8 @@ def _draw_perceiver(choose: Choose) -> Drawn:
     return Drawn(layer, (tensor(b, n, 6),), dict(**args, output_attentions=choose('weights', [True, False])))
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #cases
-def _row(name: str, kernel: str, constraints: str, against: str, draw, note: str, cost: str = 'N²') -> Case:
-    return Case(name, 'attention', kernel, constraints, ('dense',), cost, against, draw, note)
+def _row(name: str, kernel: str, constraints: str, against: str, draw, note: str, cost: str = 'N²') -> LayerCase:
+    return LayerCase(name, 'attention', kernel, constraints, ('dense',), cost, against, draw, note)
 
 CASES = [
     _row('GPT-2 attention', 'e^(s q_i·k_j) for j ≤ i, normalised', 'no position but by order', 'GPT2Attention, eager and sdpa', _draw_gpt2,

@@ -18,7 +18,7 @@ from ..kernel.stationary import Exponentials
 from ..kernel.content import merge_heads, rotary, split_heads
 from ..kernel.given import Gates, Terms, skeleton
 from .case import SpecialCase, converts
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #shared
 def _heads_of(x: Tensor, heads: int) -> Tensor:
@@ -186,7 +186,7 @@ def _drawn(layer: nn.Module, choose, rules: list[str], **kwargs) -> Drawn:
     if kwargs.pop('masked', False): kwargs['mask'] = (torch.rand(x.shape[:2]) > .3).index_fill(1, torch.tensor(0), True)
     return Drawn(layer.double(), (x,), kwargs, choose('rule', ['auto', 'dense', *rules]))
 
-def _draw_linear(choose) -> Drawn:
+def _draw_linear_attention(choose) -> Drawn:
     heads, causal = choose('heads', [1, 2, 3]), choose('causal', [True, False])
     layer = LinearAttention(heads * choose('channels per head', [2, 3, 4]), heads, causal, choose('bias', [True, False]))
     return _drawn(layer, choose, ['fft', *['scan'] * causal], masked=choose('mask', [True, False]))
@@ -204,9 +204,9 @@ def _draw_gated(choose) -> Drawn:
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #cases
 CASES = [
-    Case('linear attention', 'attention', 'φ(q_i)·φ(k_j) / Z_i, φ = elu + 1', 'rank d; content alone', ('dense', 'fft', 'scan'), 'N d²',
-         'LinearAttention, sums of Katharopoulos et al. 2020', _draw_linear, 'without the constant that code adds to Z_i; scan if causal'),
-    Case('retention', 'attention', 'γ_h^(i−j) (Θ_i q_i)·(Θ_j k_j), j ≤ i', 'causal; rank d; forgets at a fixed rate per head', ('dense', 'fft', 'scan'), 'N d²',
+    LayerCase('linear attention', 'attention', 'φ(q_i)·φ(k_j) / Z_i, φ = elu + 1', 'rank d; content alone', ('dense', 'fft', 'scan'), 'N d²',
+         'LinearAttention, sums of Katharopoulos et al. 2020', _draw_linear_attention, 'without the constant that code adds to Z_i; scan if causal'),
+    LayerCase('retention', 'attention', 'γ_h^(i−j) (Θ_i q_i)·(Θ_j k_j), j ≤ i', 'causal; rank d; forgets at a fixed rate per head', ('dense', 'fft', 'scan'), 'N d²',
          'Retention, the complex recurrence of Sun et al. 2023', _draw_retention, 'group norm and gate act pointwise, after the integral'),
-    Case('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j<t≤i) α_tr) k_jr, j ≤ i', 'causal; a state of d features; gates of the input, not of the state',
+    LayerCase('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j<t≤i) α_tr) k_jr, j ≤ i', 'causal; a state of d features; gates of the input, not of the state',
          ('dense', 'scan'), 'N d²', 'GatedLinearAttention, the recurrence of Yang et al. 2024', _draw_gated, 'norm and gate act pointwise, after the integral')]

@@ -19,7 +19,7 @@ from ..kernel.given import Gates, skeleton
 from ..rule.scan import resume
 from ..rule.plan import RULES, possible
 from .case import Integral, SpecialCase, converts, refuse
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mixer
 class _Mixer(SpecialCase):
@@ -161,7 +161,7 @@ def _padding(kind: str, B: int, n: int) -> Tensor | None:
     some = torch.randint(0, n, (B, 1))
     return dict(left=torch.arange(n) >= some, right=torch.arange(n) <= some, holes=torch.rand(B, n) > .3)[kind].long()
 
-def _call(choose, layer: nn.Module, hidden: int) -> Drawn:
+def _draw_call(choose, layer: nn.Module, hidden: int) -> Drawn:
     "A layer's call: sizes, mask, rule."
     B, n = choose('batch', [1, 2, 3]), choose('n', [1, 2, 3, 5, 17, 40, 40, 110])
     layer = in_double(layer).train(choose('training', [True, False]))
@@ -177,20 +177,20 @@ def _shared(choose) -> dict:
 def _draw_mamba(choose) -> Drawn:
     from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
     hidden = choose('hidden', [4, 6])
-    return _call(choose, MambaMixer(MambaConfig(hidden_size=hidden, time_step_rank=choose('rank', [1, 2]), **_shared(choose)), 0), hidden)
+    return _draw_call(choose, MambaMixer(MambaConfig(hidden_size=hidden, time_step_rank=choose('rank', [1, 2]), **_shared(choose)), 0), hidden)
 
 def _draw_mamba2(choose) -> Drawn:
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
     heads, width, groups = choose('heads', [2, 4]), choose('head_dim', [2, 4]), choose('groups', [1, 2])
     config = Mamba2Config(hidden_size=heads * width // 2, num_heads=heads, head_dim=width, n_groups=groups, chunk_size=choose('chunk', [2, 8, 64]),
                           time_step_limit=choose('limit', [(0., float('inf')), (.3, 1.)]), **_shared(choose))
-    return _call(choose, Mamba2Mixer(config, 0), heads * width // 2)
+    return _draw_call(choose, Mamba2Mixer(config, 0), heads * width // 2)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #case-list
-def _case(name: str, draw, kernel: str, layer: str) -> Case:
-    return Case(name, family='state space', kernel=f'{kernel}, v = Δx; before it a filter', rules=('scan', 'dense'), cost='O(N · S), S states', draw=draw,
+def _mamba_case(name: str, draw, kernel: str, layer: str) -> LayerCase:
+    return LayerCase(name, family='state space', kernel=f'{kernel}, v = Δx; before it a filter', rules=('scan', 'dense'), cost='O(N · S), S states', draw=draw,
                 constraints='causal; between y and x the function enters through the step sizes only',
                 against=f"transformers {layer}, its own code without rounding to float32", note='Δ, B and C are functions of the filtered input: exact given them')
 
-CASES = [_case('Mamba', _draw_mamba, 'Σ_r C_r(i) e^{A_r(Δ(j+1) + … + Δ(i))} B_r(j), one per channel', 'MambaMixer'),
-         _case('Mamba-2', _draw_mamba2, 'C(i)·B(j) e^{A(Δ(j+1) + … + Δ(i))}, one per head', 'Mamba2Mixer')]
+CASES = [_mamba_case('Mamba', _draw_mamba, 'Σ_r C_r(i) e^{A_r(Δ(j+1) + … + Δ(i))} B_r(j), one per channel', 'MambaMixer'),
+         _mamba_case('Mamba-2', _draw_mamba2, 'C(i)·B(j) e^{A(Δ(j+1) + … + Δ(i))}, one per head', 'Mamba2Mixer')]

@@ -9,12 +9,12 @@ __all__ = ['cases', 'rosetta', 'planted']
 from contextlib import contextmanager
 from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered
 from .case import SpecialCase
-from .equality import Case
+from .equality import LayerCase
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #cases
 _FAMILIES = (convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered)
 
-def cases() -> list[Case]:
+def cases() -> list[LayerCase]:
     "Every case of every family, in the order of the table."
     return [case for family in _FAMILIES for case in family.CASES]
 

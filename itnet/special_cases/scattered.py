@@ -19,7 +19,7 @@ from ..kernel.stationary import Stationary
 from ..kernel.content import merge_heads, split_heads
 from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #neighbours
 def neighbours(graph: Tensor,      # (N, N) or (B, N, N) bool, [i, j]: i sees j; (2, E) integers, from and to; (N,) integers, groups
@@ -226,10 +226,10 @@ def _draw_points(choose: Choose) -> Drawn:
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #cases
 CASES = [
-    Case('graph attention', 'scattered', 'A(i,j) exp(leaky_relu(s_i + t_j)) / Z_i',
+    LayerCase('graph attention', 'scattered', 'A(i,j) exp(leaky_relu(s_i + t_j)) / Z_i',
          'only neighbours, no positions; every node ranks its neighbours alike',
          ('dense', 'monte_carlo'), 'N²', 'loop over nodes (Veličković et al. 2018)', _draw_graph,
          'dropout of weights is refused; a sparse graph still costs N²'),
-    Case('point convolution', 'scattered', 'W_c(‖x − y‖)', 'stationary, isotropic, within a cutoff, blind to content',
+    LayerCase('point convolution', 'scattered', 'W_c(‖x − y‖)', 'stationary, isotropic, within a cutoff, blind to content',
          ('dense', 'monte_carlo'), 'N²', 'loop over points (SchNet, Schütt et al. 2017)', _draw_points,
          'on a grid the same kernel is a convolution, by direct or FFT')]

@@ -17,7 +17,7 @@ from ..kernel.structure import Factors, Structure
 from ..kernel.stationary import Stationary
 from ..kernel.given import skeleton
 from .case import SpecialCase, converts
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #reference
 class SpectralConv(nn.Module):
@@ -37,23 +37,28 @@ class SpectralConv(nn.Module):
             self.register_parameter(f'weights{k + 1}', nn.Parameter(weights))
 
     def blocks(self) -> list[tuple]:
-        "Which frequencies each block of weights belongs to: bit a of its number says that axis a has the negative ones."
+        "Which frequencies each block of weights belongs to: bit a of its number is set for the negative ones of axis a."
         ends = [(slice(None, m), slice(-m, None)) for m in self.modes[:-1]]
-        return [(..., *(end[k >> axis & 1] for axis, end in enumerate(ends)), slice(None, self.modes[-1])) for k in range(2 ** len(ends))]
+        last = slice(None, self.modes[-1])
+        return [(..., *(end[k >> axis & 1] for axis, end in enumerate(ends)), last) for k in range(2 ** len(ends))]
 
-    def forward(self, x: Tensor) -> Tensor:
-        "(B, C, *S) -> (B, O, *S)."
-        sizes, axes = x.shape[2:], list(range(2, x.ndim))
-        if x.ndim != 2 + len(self.modes) or self.modes[-1] > sizes[-1] // 2 + 1 or any(m > n for m, n in zip(self.modes, sizes)):
-            raise ValueError(f'{self.modes} modes of an input of shape {tuple(x.shape)}: give it more points')
-        u = torch.fft.rfftn(x, dim=axes)
-        y = torch.zeros(len(x), self.outputs, *u.shape[2:], dtype=u.dtype, device=x.device)
-        for k, at in enumerate(self.blocks()): y[at] = torch.einsum('bi...,io...->bo...', u[at], getattr(self, f'weights{k + 1}'))
-        return torch.fft.irfftn(y, s=sizes, dim=axes)
+# %% ../../nbs/special_cases/12_spectral.ipynb #reference-forward
+@patch
+def forward(self: SpectralConv, x: Tensor) -> Tensor:
+    "(B, C, *S) -> (B, O, *S)."
+    sizes, axes = x.shape[2:], list(range(2, x.ndim))
+    few = len(self.modes) != len(sizes) or self.modes[-1] > sizes[-1] // 2 + 1
+    if few or any(m > n for m, n in zip(self.modes, sizes)):
+        raise ValueError(f'{self.modes} modes of an input of shape {tuple(x.shape)}: give it more points')
+    u = torch.fft.rfftn(x, dim=axes)
+    y = torch.zeros(len(x), self.outputs, *u.shape[2:], dtype=u.dtype, device=x.device)
+    for k, at in enumerate(self.blocks()):
+        y[at] = torch.einsum('bi...,io...->bo...', u[at], getattr(self, f'weights{k + 1}'))
+    return torch.fft.irfftn(y, s=sizes, dim=axes)
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #kernel
 class Harmonics(Stationary):
-    "Σ_k R(k) e^{2πi k·τ / L} of low frequencies, as a real function. ValueError on a grid that does not divide the periods."
+    "Σ_k R(k) e^{2πi k·τ / L} of low frequencies, real. ValueError on a grid that does not fit the periods."
     def __init__(self,
                  heads: int,
                  modes: tuple[int, ...],             # frequencies along each axis: -m … m - 1, of the last 0 … m - 1
@@ -61,39 +66,51 @@ class Harmonics(Stationary):
                 ):
         super().__init__(heads, Structure(stationary=True, rank=1))
         self.modes, self.period = tuple(modes), tuple(period)
-        self.coefficients = nn.Parameter(torch.zeros(heads, *[2 * m for m in modes[:-1]], modes[-1], dtype=torch.cfloat))   # k < 0 last
+        both = [2 * m for m in modes[:-1]]                                                    # k < 0 last
+        self.coefficients = nn.Parameter(torch.zeros(heads, *both, modes[-1], dtype=torch.cfloat))
 
     def filter(self, box: Box, spacing: tuple[float, ...]) -> Tensor:
+        "κ at all lags of a box, (H, *lags), by one inverse transform over the torus."
         sizes = self.points(spacing)
         kept = [torch.tensor([*range(min(m, n - m)), *range(-m, 0)]) for m, n in zip(self.modes[:-1], sizes)]
         kept = (slice(None), *torch.meshgrid(*kept, torch.arange(self.modes[-1]), indexing='ij'))
         spectrum = self.coefficients.new_zeros(self.heads, *sizes[:-1], sizes[-1] // 2 + 1)
         spectrum[kept] = self.coefficients[kept]
-        kappa = torch.fft.irfftn(spectrum, sizes, list(range(1, 1 + len(sizes))), norm='forward') / math.prod(self.period)
+        axes = list(range(1, 1 + len(sizes)))
+        kappa = torch.fft.irfftn(spectrum, sizes, axes, norm='forward') / math.prod(self.period)
         for axis, (lo, hi) in enumerate(box, start=1): kappa = kappa.roll(-lo, axis).narrow(axis, 0, hi - lo + 1)
         return kappa
 
-    def points(self, spacing: tuple[float, ...]) -> list[int]:
-        "Points along each axis of the torus."
-        sizes = [round(length / h) for length, h in zip(self.period, spacing)]
-        if len(spacing) != len(sizes) or any(abs(n * h - length) > 1e-6 * length for n, h, length in zip(sizes, spacing, self.period)):
-            raise ValueError(f'a grid of spacing {tuple(spacing)} does not divide a torus of periods {self.period}')
-        if self.modes[-1] > sizes[-1] // 2 + 1 or any(m > n for m, n in zip(self.modes, sizes)):
-            raise ValueError(f'{self.modes} modes on a torus of {tuple(sizes)} points: give it more points')
-        return sizes
+# %% ../../nbs/special_cases/12_spectral.ipynb #kernel-points
+@patch
+def points(self: Harmonics, spacing: tuple[float, ...]) -> list[int]:
+    "Points along each axis of the torus. ValueError for a grid that does not divide it, or has too few for the modes."
+    sizes = [round(length / h) for length, h in zip(self.period, spacing)]
+    axes = zip(sizes, spacing, self.period)
+    if len(spacing) != len(sizes) or any(abs(n * h - length) > 1e-6 * length for n, h, length in axes):
+        raise ValueError(f'a grid of spacing {tuple(spacing)} does not divide a torus of periods {self.period}')
+    if self.modes[-1] > sizes[-1] // 2 + 1 or any(m > n for m, n in zip(self.modes, sizes)):
+        raise ValueError(f'{self.modes} modes on a torus of {tuple(sizes)} points: give it more points')
+    return sizes
 
-    def factors(self, measure: Measure, left, right, box: Box) -> Factors:
-        return Factors(None, right[0], None, box) if box == lag_box(measure) else super().factors(measure, left, right, box)
+@patch
+def factors(self: Harmonics, measure: Measure, left, right, box: Box) -> Factors:
+    "κ as factors for rule fft: on all lags of the measure what `right` has transformed already, else that of a part."
+    if box == lag_box(measure): return Factors(None, right[0], None, box)
+    return Stationary.factors(self, measure, left, right, box)
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #of-lag
 @patch
 def of_lag(self: Harmonics, lag: Tensor) -> Tensor:
+    "κ at lags (..., p) that lie anywhere, (H, ...): the sum itself."
     axes = [torch.tensor([*range(m), *range(-m, 0)]) for m in self.modes[:-1]] + [torch.arange(self.modes[-1])]
-    k = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).to(lag)                                            # (*K, p)
+    k = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).to(lag)                                  # (*K, p)
     times = torch.where(k[..., -1] > 0, 2., 1.).to(lag) / math.prod(self.period)
-    angle = 2 * math.pi * torch.tensordot(lag / torch.tensor(self.period).to(lag), k, dims=([-1], [-1]))         # (..., *K)
+    turns = torch.tensordot(lag / torch.tensor(self.period).to(lag), k, dims=([-1], [-1]))             # (..., *K)
+    angle = 2 * math.pi * turns
     waves = torch.polar(times.expand_as(angle), angle).to(self.coefficients.dtype)
-    return torch.tensordot(self.coefficients, waves, dims=(list(range(1, k.ndim)), list(range(lag.ndim - 1, angle.ndim)))).real
+    frequencies = list(range(1, k.ndim)), list(range(lag.ndim - 1, angle.ndim))
+    return torch.tensordot(self.coefficients, waves, dims=frequencies).real
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #case
 @converts(SpectralConv)
@@ -105,29 +122,35 @@ class Spectral(SpecialCase):
 
     def kernel(self) -> Harmonics:
         "Its kernel, on the unit torus."
-        blocks = [getattr(self, f'weights{k + 1}') for k in range(2 ** (len(self.modes) - 1))]
-        for axis in range(2, 1 + len(self.modes)): blocks = [torch.cat(pair, axis) for pair in zip(blocks[::2], blocks[1::2])]
-        return skeleton(Harmonics, self.inputs * self.outputs, self.modes, (1.,) * len(self.modes)).given(coefficients=blocks[0].transpose(0, 1).flatten(0, 1))
+        ndim = len(self.modes)
+        blocks = [getattr(self, f'weights{k + 1}') for k in range(2 ** (ndim - 1))]
+        for axis in range(2, 1 + ndim): blocks = [torch.cat(pair, axis) for pair in zip(blocks[::2], blocks[1::2])]
+        coefficients = blocks[0].transpose(0, 1).flatten(0, 1)
+        return skeleton(Harmonics, len(coefficients), self.modes, (1.,) * ndim).given(coefficients=coefficients)
 
     def forward(self, x: Tensor) -> Tensor:
         "(B, C, *S) -> (B, O, *S)."
-        if x.ndim != 2 + len(self.modes) or x.shape[1] != self.inputs:
-            raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, {self.inputs}, *S) with {len(self.modes)} axes')
         sizes = tuple(x.shape[2:])
+        if len(sizes) != len(self.modes) or x.shape[1] != self.inputs:
+            raise ValueError(f'input of shape {tuple(x.shape)}: '
+                             f'expected (B, {self.inputs}, *S) with {len(self.modes)} axes')
         weight = torch.full(sizes, 1 / math.prod(sizes), dtype=x.dtype, device=x.device)
         torus = Measure.grid(sizes, weight=weight, spacing=tuple(1 / n for n in sizes), periodic=True)
         return self.mix(self.kernel(), torus, x.movedim(1, -1)).movedim(-1, 1)
 
 # %% ../../nbs/special_cases/12_spectral.ipynb #cases
-def _draw(choose: Choose) -> Drawn:
+def _draw_spectral(choose: Choose) -> Drawn:
+    "A layer of 1 to 3 axes, on a torus with as many points as its modes need, or more."
     ndim = choose('axes', [1, 2, 3])
+    points = {1: [1, 2, 5, 12, 31, 150], 2: [1, 4, 7, 12], 3: [1, 3, 4, 6]}[ndim]
     modes = tuple(choose(f'modes {axis}', [1, 2, 3, 5] if ndim < 3 else [1, 2]) for axis in range(ndim))
-    sizes = [choose(f'size {axis}', {1: [1, 2, 5, 12, 31, 150], 2: [1, 4, 7, 12], 3: [1, 3, 4, 6]}[ndim]) for axis in range(ndim)]
-    sizes = [max(n, m) for n, m in zip(sizes[:-1], modes[:-1])] + [max(sizes[-1], 2 * modes[-1] - 2, 1)]
+    sizes = [choose(f'size {axis}', points) for axis in range(ndim)]
+    sizes = [max(n, m) for n, m in zip(sizes, [*modes[:-1], max(1, 2 * modes[-1] - 2)])]
     inputs = choose('inputs', [1, 2, 3])
     layer = SpectralConv(inputs, choose('outputs', [1, 2, 3]), modes, torch.cdouble)
     return Drawn(layer, (tensor(choose('batch', [1, 2, 3]), inputs, *sizes),), rule=choose('rule', ['dense', 'fft']))
 
 CASES = [
-    Case('spectral convolution', 'convolution', 'Σ_k R_oc(k) e^{2πi k·(x − y)}', 'depends on the lag alone; a few frequencies; the same for every input',
-         ('fft', 'dense'), 'N log N', 'the layer of Li et al. 2021', _draw, 'On a torus.')]
+    LayerCase('spectral convolution', 'convolution', 'Σ_k R_oc(k) e^{2πi k·(x − y)}',
+              'depends on the lag alone; a few frequencies; the same for every input',
+              ('fft', 'dense'), 'N log N', 'the layer of Li et al. 2021', _draw_spectral, 'On a torus.')]
