@@ -26,40 +26,48 @@ def sweeps(F: Callable[[Tensor], Tensor],
            tol: float | None = None        # how little movement counts as none; default: ε
           ) -> Iterator[Tensor]:
     "F(x), F(F(x)), … until nothing moves, at most steps + 1 of them. ValueError if F then still changes its solution."
-    steps, eps = x.shape[1] if steps is None else steps, torch.finfo(x.dtype).eps
+    eps = torch.finfo(x.dtype).eps
+    if steps is None: steps = x.shape[1]
+    if tol is None: tol = eps
     least, stuck = float('inf'), 0
     for _ in range(steps + 1):
         new = F(x)
-        if new.shape != x.shape: raise ValueError(f'F returns {tuple(new.shape)} for x of shape {tuple(x.shape)}: make them equal')
+        if new.shape != x.shape:
+            raise ValueError(f'F returns {tuple(new.shape)} for x of shape {tuple(x.shape)}: make them equal')
         yield new
         change = moved(new, x)
-        stuck, least = 0 if change < least else stuck + 1, min(least, change)
-        if change <= (eps if tol is None else tol) or stuck > 2 and change <= steps * eps: return
+        stuck = 0 if change < least else stuck + 1
+        least = min(least, change)
+        if change <= tol or stuck > 2 and change <= steps * eps: return
         x, old = new, x
     change = (x - old).abs().nan_to_num(0.).amax()
     if change > eps**.5 * x.abs().nan_to_num(0., 0.).amax():
-        raise ValueError(f'after {steps} sweeps x moves by {change:.1e}: F is not causal, or dependence reaches further than `steps`')
+        raise ValueError(f'after {steps} sweeps x moves by {change:.1e}: '
+                         'F is not causal, or dependence reaches further than `steps`')
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #adjoint
 class _Adjoint(torch.autograd.Function):
     "The identity on y = F(x), whose backward pass makes of the gradient that of the fixed point."
     @staticmethod
     def forward(ctx, y, x, steps, tol):
+        "y, as it is."
         ctx.save_for_backward(y, x)
         ctx.steps, ctx.tol = steps, tol
         return y.clone()
 
     @staticmethod
     def backward(ctx, grad):
+        "The adjoint a = grad + (∂F/∂x)ᵀ a, by sweeps as well."
         if torch.is_grad_enabled():
             raise NotImplementedError('second derivatives of a fixed point are not covered: do without create_graph')
         y, x = ctx.saved_tensors
-        back = lambda adjoint: grad + torch.autograd.grad(y, x, adjoint, retain_graph=True, materialize_grads=True)[0]
+        def back(adjoint):
+            return grad + torch.autograd.grad(y, x, adjoint, retain_graph=True, materialize_grads=True)[0]
         for adjoint in sweeps(back, grad, ctx.steps, ctx.tol): pass
         return adjoint, None, None, None
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #solve
-def solve(F: Callable[[Tensor], Tensor],   # causal: step t of F(x) depends on steps before t; may close over what it likes
+def solve(F: Callable[[Tensor], Tensor],   # causal: step t of F(x) depends on steps before t; may close over others
           x: Tensor,                       # (B, N, d), a first guess, which the solution does not depend on
           steps: int | None = None,        # how far dependence can reach; default: N
           tol: float | None = None         # how little movement counts as none; default: ε of the numbers

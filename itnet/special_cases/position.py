@@ -115,7 +115,8 @@ def cells(n: int, m: int, like: Tensor) -> Table:
     "1 where point j of n lies in cell i of m, zero elsewhere."
     i, j = torch.arange(m, device=like.device)[:, None], torch.arange(n, device=like.device)
     outside = (j < i * n // m) | (j >= -(-(i + 1) * n // m))
-    return Table(torch.zeros(1, 1, m, n, dtype=like.dtype, device=like.device).masked_fill(outside, -torch.inf), log=True)
+    log = torch.zeros(1, 1, m, n, dtype=like.dtype, device=like.device).masked_fill(outside, -torch.inf)
+    return Table(log, log=True)
 
 # %% ../../nbs/special_cases/14_position.ipynb #reference
 class TokenMixing(nn.Module):

@@ -34,8 +34,10 @@ class LinearRNN(nn.Module):
 
     def forward(self, x: Tensor,                   # (B, N, input)
                 h: Tensor | None = None            # (B, hidden), the state before the first step; default: 0
-               ) -> Tensor:                        # (B, N, hidden), all states
-        h, out = x.new_zeros(len(x), len(self.weight_hh)) if h is None else h, []
+               ) -> Tensor:                        # (B, N, hidden)
+        "The states after each step."
+        if h is None: h = x.new_zeros(len(x), len(self.weight_hh))
+        out = []
         for t in range(x.shape[1]):
             h = h @ self.weight_hh.T + x[:, t] @ self.weight_ih.T
             if self.bias is not None: h = h + self.bias
@@ -57,18 +59,20 @@ class Powers(Stationary):
         self.W = W
 
     def filter(self, box: Box, spacing: tuple[float, ...]) -> Tensor:
-        if spacing != (1.,): raise ValueError(f'powers of a matrix need whole steps: use a sequence with spacing 1, not {spacing}')
+        "κ at all lags of a box, (H·H, lags): the powers of W from its first lag that is not negative on."
+        if spacing != (1.,):
+            raise ValueError(f'powers of a matrix need whole steps: use a sequence with spacing 1, not {spacing}')
         last = max(box[0][1], 0)
         return on_box(powers(self.W, last + 1).flatten(1).mT, ((0, last),), box, Measure(box))
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #linear-case
 def _check_input(layer, x: Tensor, channels: int, dims: tuple[int, ...] = (3,)) -> None:
-    "ValueError for an input of another shape."
+    "ValueError for an input of another shape, NotImplementedError for a packed one."
     if isinstance(x, PackedSequence):
         refuse(layer, 'input', 'PackedSequence', 'unpack it with pad_packed_sequence, or run sequences of one length')
     if x.ndim not in dims or x.shape[-1] != channels or 0 in x.shape[-3:]:
-        raise ValueError(f'input of shape {tuple(x.shape)} does not fit: expected sequences of at least one step with {channels} channels, '
-                         f'and {" or ".join(map(str, dims))} axes')
+        raise ValueError(f'input of shape {tuple(x.shape)} does not fit: expected sequences of at least one step '
+                         f'with {channels} channels, and {" or ".join(map(str, dims))} axes')
 
 def _start(x: Tensor, start: Tensor) -> Tensor:
     "Functions on the points 1 to N, continued to a point 0."
@@ -78,6 +82,7 @@ def _start(x: Tensor, start: Tensor) -> Tensor:
 class LinearRecurrence(SpecialCase):
     "∫ W^(t-s) (U x + b) ds: no fixed point, one integral."
     def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        "All states (B, N, hidden) of an input (B, N, input) and the state before the first step, (B, hidden), or 0."
         _check_input('LinearRNN', x, self.weight_ih.shape[1])
         written = F.linear(x, self.weight_ih, self.bias)
         line = _start(written, torch.zeros_like(written[:, 0]) if h is None else h)
@@ -86,42 +91,50 @@ class LinearRecurrence(SpecialCase):
 # %% ../../nbs/special_cases/22_recurrence.ipynb #recurrent
 class Recurrent(SpecialCase):
     "Layers and directions of a recurrence of torch; `states` of a subclass solves one of them."
+    copied = ('mode', 'input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional',
+              'proj_size')
+
     def __init__(self, layer: nn.RNNBase):
         super().__init__(layer)
-        for name in ('mode', 'input_size', 'hidden_size', 'num_layers', 'bias', 'batch_first', 'dropout', 'bidirectional',
-                     'proj_size'): setattr(self, name, getattr(layer, name))
+        for name in self.copied: setattr(self, name, getattr(layer, name))
 
     def flatten_parameters(self) -> None:
-        "For callers that prepare the original so: nothing to do."
+        "Nothing to do: for callers that prepare the original so."
 
     def weights(self, layer: int, reverse: bool) -> list[Tensor | None]:
-        "Of the input, of the state, both biases, and of the projection."
+        "Of one layer and direction: weights of the input and of the state, both biases, weight of the projection."
         end = f'_l{layer}' + '_reverse' * reverse
-        return [getattr(self, name + end, None) for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr')]
+        names = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
+        return [getattr(self, name + end, None) for name in names]
 
-    def forward(self, input: Tensor,               # (N, B, C), (B, N, C) if batch_first, or (N, C)
-                hx=None):                          # (layers · directions, B, H), for an LSTM two of them; default: 0
-        "As torch returns it: the states of the last layer, and the last states of all layers."
-        u, starts = self._enter(input, hx)
-        ends = []
-        for layer in range(self.num_layers):
-            found = []
-            for reverse in range(1 + self.bidirectional):
-                part = [s[len(ends)] for s in starts]
-                states = self.states(u.flip(1) if reverse else u, self.weights(layer, bool(reverse)), *part)
-                ends.append([s[:, -1] for s in states])
-                found.append(states[0].flip(1) if reverse else states[0])
-            u = torch.cat(found, -1)
-        return self._leave(u, [torch.stack(s) for s in zip(*ends)], input.ndim == 2)
+# %% ../../nbs/special_cases/22_recurrence.ipynb #recurrent-forward
+@patch
+def forward(self: Recurrent,
+            input: Tensor,                         # (N, B, C), (B, N, C) if batch_first, or (N, C)
+            hx=None):                              # (layers · directions, B, H), for an LSTM two of them; default: 0
+    "As torch returns it: the states of the last layer, and the last states of all layers."
+    u, starts = self._enter(input, hx)
+    ends = []
+    for layer in range(self.num_layers):
+        found = []
+        for reverse in range(1 + self.bidirectional):
+            start = [s[len(ends)] for s in starts]
+            states = self.states(u.flip(1) if reverse else u, self.weights(layer, bool(reverse)), *start)
+            ends.append([s[:, -1] for s in states])
+            found.append(states[0].flip(1) if reverse else states[0])
+        u = torch.cat(found, -1)
+    return self._leave(u, [torch.stack(s) for s in zip(*ends)], input.ndim == 2)
 
-# %% ../../nbs/special_cases/22_recurrence.ipynb #enter-leave
+# %% ../../nbs/special_cases/22_recurrence.ipynb #enter
 @patch
 def _enter(self: Recurrent, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
     "Input (B, N, C), initial states (layers · directions, B, ·). Errors for what is not covered or does not fit."
     _check_input(self.mode, input, self.input_size, (2, 3))
-    if self.training and self.dropout and self.num_layers > 1: refuse(self.mode, 'dropout', self.dropout, 'use eval(), or dropout=0')
+    if self.training and self.dropout and self.num_layers > 1:
+        refuse(self.mode, 'dropout', self.dropout, 'use eval(), or dropout=0')
     single = input.ndim == 2
-    u = input[None] if single else input if self.batch_first else input.transpose(0, 1)
+    if single: u = input[None]
+    else: u = input if self.batch_first else input.transpose(0, 1)
     sizes = [self.proj_size or self.hidden_size] + [self.hidden_size] * (self.mode == 'LSTM')
     shapes = [(self.num_layers * (1 + self.bidirectional), len(u), size) for size in sizes]
     if hx is None: return u, [u.new_zeros(shape) for shape in shapes]
@@ -132,6 +145,7 @@ def _enter(self: Recurrent, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
                          + ', without the batch' * single)
     return u, given
 
+# %% ../../nbs/special_cases/22_recurrence.ipynb #leave
 @patch
 def _leave(self: Recurrent, u: Tensor, ends: list[Tensor], single: bool):
     "Outputs and last states in the layout of the input."
@@ -149,11 +163,14 @@ def lag_one(W: Tensor) -> Kernel:                  # (O, C)
 class RNNCase(Recurrent):
     "h = φ(∫ K h + U x + b), K one matrix at lag 1: a causal fixed point."
     def states(self, u: Tensor, weights: list[Tensor | None], h: Tensor) -> tuple[Tensor]:
+        "h (B, N, H) for inputs (B, N, C) and the state before them, (B, H)."
         Wu, Wh, bu, bh, _ = weights
-        act, kernel = torch.tanh if self.mode == 'RNN_TANH' else torch.relu, lag_one(Wh)
-        a, line = F.linear(u, Wu, bu), Measure.sequence(u.shape[1] + 1)
+        act = torch.tanh if self.mode == 'RNN_TANH' else torch.relu
+        kernel, line = lag_one(Wh), Measure.sequence(u.shape[1] + 1)
+        a = F.linear(u, Wu, bu)
         if bh is not None: a = a + bh
-        return solve(lambda x: act(a + self.mix(kernel, line, _start(x, h))[:, 1:]), torch.zeros_like(a)),
+        def sweep(x: Tensor) -> Tensor: return act(a + self.mix(kernel, line, _start(x, h))[:, 1:])
+        return solve(sweep, torch.zeros_like(a)),
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #cell
 def cell_kernel(log_forget: Tensor                 # (B, N, H), log f ≤ 0 at every point
@@ -178,8 +195,10 @@ def cell(self: Recurrent,
 class LSTMCase(Recurrent):
     "h = o ⊙ tanh(∫ K_f (i ⊙ g)), with gates of h one step before: a causal fixed point."
     def states(self, u: Tensor, weights: list[Tensor | None], h: Tensor, c: Tensor) -> tuple[Tensor, ...]:
+        "h and c for inputs (B, N, C), and both before them, (B, H)."
         Wu, Wh, bu, bh, Wr = weights
-        a, sizes = F.linear(u, Wu, bu), [h.shape[-1], c.shape[-1]]
+        a = F.linear(u, Wu, bu)
+        sizes = [h.shape[-1], c.shape[-1]]
 
         def sweep(x: Tensor) -> Tensor:            # (B, N, states and cells)
             before = _start(x[:, :-1, :sizes[0]], h)
@@ -195,56 +214,71 @@ class LSTMCase(Recurrent):
 class GRUCase(Recurrent):
     "h = ∫ K_z ((1 - z) ⊙ n), with gates of h one step before: a causal fixed point."
     def states(self, u: Tensor, weights: list[Tensor | None], h: Tensor) -> tuple[Tensor]:
+        "h (B, N, H) for inputs (B, N, C) and the state before them, (B, H)."
         Wu, Wh, bu, bh, _ = weights
         a = F.linear(u, Wu, bu).chunk(3, -1)
 
         def sweep(x: Tensor) -> Tensor:            # (B, N, H)
             r, z, n = F.linear(_start(x[:, :-1], h), Wh, bh).chunk(3, -1)
-            z, n = a[1] + z, torch.tanh(a[2] + (a[0] + r).sigmoid() * n)
+            r = (a[0] + r).sigmoid()
+            z, n = a[1] + z, torch.tanh(a[2] + r * n)
             return self.cell(F.logsigmoid(z), (-z).sigmoid() * n, h)
 
         return solve(sweep, torch.zeros_like(a[0])),
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #draw-linear
 def _draw_linear_rnn(choose: Choose) -> Drawn:
+    "A linear RNN on a line of some length, with or without a state before it."
     n, batch, size = choose('length', [1, 2, 7, 31, 150]), choose('batch', [1, 2, 3]), choose('inputs', [1, 3])
     layer = LinearRNN(size, choose('hidden', [1, 2, 5]), choose('bias', [True, False])).double()
     start = (tensor(batch, len(layer.weight_hh)),) if choose('state given', [True, False]) else ()
     return Drawn(layer, (tensor(batch, n, size), *start), rule=choose('rule', ['auto', 'dense', 'fft']))
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #draw-torch
+def _draw_layer_of(kind: type, choose: Choose, n: int, size: int, own: dict[str, list]) -> nn.RNNBase:
+    "A recurrence of torch in float64, of one layer if the line is long."
+    options = {name: choose(name, values) for name, values in own.items()}
+    options['bias'] = choose('bias', [True, False])
+    if n <= 17:
+        options['num_layers'] = choose('layers', [1, 1, 2, 3])
+        options['bidirectional'] = choose('bidirectional', [False, True])
+    options['hidden_size'] = choose('hidden', [3, 6] if 'proj_size' in own else [1, 3, 6])
+    options['batch_first'] = choose('batch first', [True, False])
+    layer = kind(size, **options).double()
+    gain = choose('gain', [1., 1., 2.])
+    for p in layer.parameters(): p.data.mul_(gain)
+    return layer
+
 def _draws_of(kind: type, rules: list[str], **own: list):
-    "Draw a layer of torch; `own`: options of its class."
+    "How to draw a recurrence of torch and its input; `own`: options that only this class has."
     def draw(choose: Choose) -> Drawn:
         n, size = choose('length', [1, 2, 3, 5, 8, 13, 17, 70]), choose('inputs', [1, 2, 5])
-        options = {name: choose(name, values) for name, values in own.items()} | {'bias': choose('bias', [True, False])}
-        layers, both = (1, False) if n > 17 else (choose('layers', [1, 1, 2, 3]), choose('bidirectional', [False, True]))
-        hidden = choose('hidden', [3, 6] if 'proj_size' in own else [1, 3, 6])
-        first = choose('batch first', [True, False])
-        layer = kind(size, hidden, layers, bidirectional=both, batch_first=first, **options).double()
-        gain = choose('gain', [1., 1., 2.])
-        for p in layer.parameters(): p.data.mul_(gain)
+        layer = _draw_layer_of(kind, choose, n, size, own)
         batch = choose('batch', [(), (1,), (2,), (3,)])
-        shape = (n, size) if not batch else (*batch, n, size) if first else (n, *batch, size)
-        start = lambda d: tensor(layers * (1 + both), *batch, d)
+        states = layer.num_layers * (1 + layer.bidirectional), *batch
         given = ()
         if choose('states given', [True, False]):
-            h = start(layer.proj_size or hidden)
-            given = ((h, start(hidden)) if kind is nn.LSTM else h,)
+            h = tensor(*states, layer.proj_size or layer.hidden_size)
+            given = ((h, tensor(*states, layer.hidden_size)) if kind is nn.LSTM else h,)
+        shape = (*batch, n, size) if layer.batch_first or not batch else (n, *batch, size)
         return Drawn(layer, (tensor(*shape), *given), rule=choose('rule', rules))
     return draw
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #cases
 _NOTE = 'a fixed point, not a linear integral of u: '
 _FIXED = dict(family='recurrence', cost='O(N) per sweep, up to N sweeps')
-_GATED = dict(_FIXED, rules=('dense', 'scan'), constraints='causal, rank 1 per channel; gates see the input and the state before',
+_GATED = dict(_FIXED, rules=('dense', 'scan'),
+              constraints='causal, rank 1 per channel; gates see the input and the state before',
               note=_NOTE + 'the kernel is known given the gates, and the gates depend on h')
 CASES = [
-    LayerCase('linear RNN', 'recurrence', 'W^(i-j)', 'causal, translation-invariant, blind to content', ('dense', 'fft'), 'O(N log N)',
-         against='a loop', draw=_draw_linear_rnn),
-    LayerCase('RNN', kernel='W at lag 1, within h = φ(K h + a)', constraints='causal, translation-invariant, one step back',
-         rules=('dense', 'direct'), against='torch.nn.RNN', **_FIXED, note=_NOTE + 'h stands on both sides, inside φ',
-         draw=_draws_of(nn.RNN, ['auto', 'dense', 'direct'], nonlinearity=['tanh', 'relu'])),
+    LayerCase('linear RNN', 'recurrence', 'W^(i-j)', 'causal, translation-invariant, blind to content',
+              ('dense', 'fft'), 'O(N log N)', against='a loop', draw=_draw_linear_rnn),
+    LayerCase('RNN', kernel='W at lag 1, within h = φ(K h + a)',
+              constraints='causal, translation-invariant, one step back',
+              rules=('dense', 'direct'), against='torch.nn.RNN', **_FIXED,
+              note=_NOTE + 'h stands on both sides, inside φ',
+              draw=_draws_of(nn.RNN, ['auto', 'dense', 'direct'], nonlinearity=['tanh', 'relu'])),
     LayerCase('LSTM', kernel='∏_{j<s≤i} f_s', against='torch.nn.LSTM', **_GATED,
-         draw=_draws_of(nn.LSTM, ['auto', 'dense', 'scan'], proj_size=[0, 0, 2])),
-    LayerCase('GRU', kernel='∏_{j<s≤i} z_s', against='torch.nn.GRU', **_GATED, draw=_draws_of(nn.GRU, ['auto', 'dense', 'scan']))]
+              draw=_draws_of(nn.LSTM, ['auto', 'dense', 'scan'], proj_size=[0, 0, 2])),
+    LayerCase('GRU', kernel='∏_{j<s≤i} z_s', against='torch.nn.GRU', **_GATED,
+              draw=_draws_of(nn.GRU, ['auto', 'dense', 'scan']))]

@@ -37,7 +37,7 @@ class SpectralConv(nn.Module):
             self.register_parameter(f'weights{k + 1}', nn.Parameter(weights))
 
     def blocks(self) -> list[tuple]:
-        "Which frequencies each block of weights belongs to: bit a of its number is set for the negative ones of axis a."
+        "Which frequencies each block of weights belongs to: bit a of its number is set for negative ones of axis a."
         ends = [(slice(None, m), slice(-m, None)) for m in self.modes[:-1]]
         last = slice(None, self.modes[-1])
         return [(..., *(end[k >> axis & 1] for axis, end in enumerate(ends)), last) for k in range(2 ** len(ends))]
