@@ -234,7 +234,7 @@ def _draw_linear_rnn(choose: Choose) -> Drawn:
     start = (tensor(batch, len(layer.weight_hh)),) if choose('state given', [True, False]) else ()
     return Drawn(layer, (tensor(batch, n, size), *start), rule=choose('rule', ['auto', 'dense', 'fft']))
 
-# %% ../../nbs/special_cases/22_recurrence.ipynb #draw-torch
+# %% ../../nbs/special_cases/22_recurrence.ipynb #draw-layer
 def _draw_layer_of(kind: type, choose: Choose, n: int, size: int, own: dict[str, list]) -> nn.RNNBase:
     "A recurrence of torch in float64, of one layer if the line is long."
     options = {name: choose(name, values) for name, values in own.items()}
@@ -249,6 +249,7 @@ def _draw_layer_of(kind: type, choose: Choose, n: int, size: int, own: dict[str,
     for p in layer.parameters(): p.data.mul_(gain)
     return layer
 
+# %% ../../nbs/special_cases/22_recurrence.ipynb #draw-torch
 def _draws_of(kind: type, rules: list[str], **own: list):
     "How to draw a recurrence of torch and its input; `own`: options that only this class has."
     def draw(choose: Choose) -> Drawn:

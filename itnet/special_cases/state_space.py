@@ -9,6 +9,7 @@ __all__ = ['CASES', 'S4D', 'LRU', 'S5', 'discretise', 'given_exponentials', 'S4D
 import math
 import torch
 import torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
@@ -24,20 +25,24 @@ def _discretised(A: Tensor, step: Tensor, how: str) -> tuple[Tensor, Tensor]:
     return (1 + A * step / 2) / (1 - A * step / 2), step / (1 - A * step / 2)
 
 def _check_how(how: str) -> str:
+    "A discretisation, as it is. ValueError for an unknown one."
     if how not in ('zoh', 'bilinear'): raise ValueError(f'unknown discretisation {how!r}: choose "zoh" or "bilinear"')
     return how
 
 def _recurrence(a: Tensor, inputs: Tensor) -> Tensor:
     "x_i = a x_(i-1) + inputs_i along axis 1."
     x, out = torch.zeros_like(inputs[:, 0]), []
-    for each in inputs.unbind(1): out.append(x := a * x + each)
+    for each in inputs.unbind(1):
+        x = a * x + each
+        out.append(x)
     return torch.stack(out, 1)
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #s4d
 class S4D(nn.Module):
     """A diagonal state space for each channel, (B, N, D) -> (B, N, D).
 
-    Source: Gu et al. 2022 (On the parameterization and initialization of diagonal state space models), sections 3 and 4; S4D-Lin at the start.
+    Source: Gu et al. 2022 (On the parameterization and initialization of diagonal state space models), sections 3
+    and 4; S4D-Lin at the start.
     """
     def __init__(self, channels: int,
                  modes: int = 32,                # states per channel, one of each pair of conjugates
@@ -53,6 +58,7 @@ class S4D(nn.Module):
         self.D = nn.Parameter(torch.randn(channels))
 
     def forward(self, u: Tensor) -> Tensor:
+        "The recurrence in complex numbers, step by step."
         A, C = torch.complex(-self.log_A_real.exp(), self.A_imag), torch.view_as_complex(self.C)
         a, b = _discretised(A, self.log_dt.exp()[:, None], self.discretisation)
         return 2 * (_recurrence(a, b * u[..., None]) * C).sum(-1).real + self.D * u
@@ -71,13 +77,14 @@ class LRU(nn.Module):
         super().__init__()
         low, high = ring
         size = (low**2 + torch.rand(modes) * (high**2 - low**2)).sqrt()
-        self.nu_log, self.theta_log = nn.Parameter((-size.log()).log()), nn.Parameter((phase * torch.rand(modes)).log())
+        self.nu_log, self.theta_log = (nn.Parameter(x.log()) for x in (-size.log(), phase * torch.rand(modes)))
         self.gamma_log = nn.Parameter((1 - size**2).sqrt().log())
         self.B = nn.Parameter(torch.randn(modes, channels, 2) / (2 * channels)**.5)
         self.C = nn.Parameter(torch.randn(channels, modes, 2) / modes**.5)
         self.D = nn.Parameter(torch.randn(channels))
 
     def forward(self, u: Tensor) -> Tensor:
+        "The recurrence in complex numbers, step by step."
         B, C = torch.view_as_complex(self.B), torch.view_as_complex(self.C)
         a = torch.complex(-self.nu_log.exp(), self.theta_log.exp()).exp()
         x = _recurrence(a, self.gamma_log.exp() * (u.to(B.dtype) @ B.mT))
@@ -87,8 +94,8 @@ class LRU(nn.Module):
 class S5(nn.Module):
     """One diagonal state space that all channels write to and read from, (B, N, D) -> (B, N, D).
 
-    Source: Smith et al. 2023 (Simplified state space layers for sequence modeling), sections 3 and 4, with a step per state and, as the authors'
-    `clip_eigs`, real parts of A below -10⁻⁴. Eigenvalues start as those of S4D-Lin.
+    Source: Smith et al. 2023 (Simplified state space layers for sequence modeling), sections 3 and 4, with a step per
+    state and, as the authors' `clip_eigs`, real parts of A below -10⁻⁴. Eigenvalues start as those of S4D-Lin.
     """
     def __init__(self, channels: int,
                  modes: int = 32,                # states, one of each pair of conjugates
@@ -104,11 +111,32 @@ class S5(nn.Module):
         self.C = nn.Parameter(torch.randn(channels, modes, 2) / (2 * modes)**.5)
         self.D = nn.Parameter(torch.randn(channels))
 
-    def forward(self, u: Tensor) -> Tensor:
-        A, B, C = torch.complex(self.Lambda_re.clamp_max(-1e-4), self.Lambda_im), torch.view_as_complex(self.B), torch.view_as_complex(self.C)
-        a, b = _discretised(A, self.log_step.exp(), self.discretisation)
-        x = _recurrence(a, u.to(B.dtype) @ (b[:, None] * B).mT)
-        return 2 * (x @ C.mT).real + self.D * u
+# %% ../../nbs/special_cases/30_state_space.ipynb #s5-loop
+@patch
+def forward(self: S5, u: Tensor) -> Tensor:
+    "The recurrence in complex numbers, step by step."
+    A = torch.complex(self.Lambda_re.clamp_max(-1e-4), self.Lambda_im)
+    B, C = torch.view_as_complex(self.B), torch.view_as_complex(self.C)
+    a, b = _discretised(A, self.log_step.exp(), self.discretisation)
+    x = _recurrence(a, u.to(B.dtype) @ (b[:, None] * B).mT)
+    return 2 * (x @ C.mT).real + self.D * u
+
+# %% ../../nbs/special_cases/30_state_space.ipynb #discretise-ways
+def _zero_order_hold(decay: Tensor, omega: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "`discretise` for an input that stays as it is during a step: λ = e^z and (e^z - 1) / A, with z = A Δ."
+    alpha, beta = decay * step, omega * step
+    re = torch.expm1(-alpha) - 2 * (-alpha).exp() * (beta / 2).sin().square()          # of e^z - 1
+    im = (-alpha).exp() * beta.sin()
+    norm = decay.square() + omega.square()
+    return alpha.log(), beta, (im * omega - re * decay) / norm, -(im * decay + re * omega) / norm
+
+def _bilinear(decay: Tensor, omega: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    "`discretise` by the trapezoidal rule: λ = (1 + z/2) / (1 - z/2) and Δ / (1 - z/2), with z = A Δ."
+    p, q = decay * step / 2, omega * step / 2
+    ahead = ((1 - p).square() + q.square()).clamp_min(torch.finfo(p.dtype).tiny ** .5)
+    behind = (1 + p).square() + q.square()
+    log_decay = (torch.log1p(4 * p / ahead) / 2).log()
+    return log_decay, torch.atan2(2 * q, 1 - p.square() - q.square()), step * (1 + p) / behind, step * q / behind
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #discretise
 def discretise(decay: Tensor,                # -Re A > 0
@@ -116,16 +144,11 @@ def discretise(decay: Tensor,                # -Re A > 0
                step: Tensor,
                how: str                      # 'zoh' or 'bilinear'
               ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "log a and ω of λ = e^(-a + iω), and real and imaginary part of what a step takes of the input; all real. ValueError for another `how`."
-    alpha, beta = decay * step, omega * step
-    if _check_how(how) == 'zoh':
-        re, im = torch.expm1(-alpha) - 2 * (-alpha).exp() * (beta / 2).sin().square(), (-alpha).exp() * beta.sin()      # e^z - 1
-        norm = decay.square() + omega.square()
-        return alpha.log(), beta, (im * omega - re * decay) / norm, -(im * decay + re * omega) / norm
-    p, q = alpha / 2, beta / 2
-    ahead = ((1 - p).square() + q.square()).clamp_min(torch.finfo(p.dtype).tiny ** .5)
-    behind = (1 + p).square() + q.square()
-    return (torch.log1p(4 * p / ahead) / 2).log(), torch.atan2(2 * q, 1 - p.square() - q.square()), step * (1 + p) / behind, step * q / behind
+    """log a and ω of λ = e^(-a + iω), and real and imaginary part of what a step takes of the input; all real.
+
+    ValueError for another `how`.
+    """
+    return (_zero_order_hold if _check_how(how) == 'zoh' else _bilinear)(decay, omega, step)
 
 def given_exponentials(log_decay: Tensor, omega: Tensor, c: Tensor, d: Tensor) -> Kernel:
     "Σ_s e^{-a t} (c cos ωt + d sin ωt) of parameters (H, S) computed elsewhere."
@@ -134,24 +157,26 @@ def given_exponentials(log_decay: Tensor, omega: Tensor, c: Tensor, d: Tensor) -
 # %% ../../nbs/special_cases/30_state_space.ipynb #s4d-case
 @converts(S4D)
 class S4DCase(SpecialCase):
-    "A stationary kernel for each channel."
+    "S4D as a stationary kernel for each channel."
     def __init__(self, layer: S4D):
         super().__init__(layer)
         self.discretisation = _check_how(layer.discretisation)
 
     def kernel(self) -> Kernel:
-        "A head per channel."
-        log_decay, omega, re, im = discretise(self.log_A_real.exp(), self.A_imag, self.log_dt.exp()[:, None], self.discretisation)
+        "Σ_s 2 Re(C_s b_s λ_s^t), a head per channel."
+        step = self.log_dt.exp()[:, None]
+        log_decay, omega, re, im = discretise(self.log_A_real.exp(), self.A_imag, step, self.discretisation)
         c, d = self.C.unbind(-1)
         return given_exponentials(log_decay, omega, 2 * (c * re - d * im), -2 * (c * im + d * re))
 
     def forward(self, u: Tensor) -> Tensor:
+        "(B, N, D) -> (B, N, D)."
         y = self.integrate(self.kernel(), Measure.sequence(u.shape[1]), u.mT.unsqueeze(-1))
         return y.squeeze(-1).mT + self.D * u
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #modes-case
 class _Modes(SpecialCase):
-    "A kernel λ^t for each mode, between B and C; subclasses say what λ is, what a step takes of the input and what is read."
+    "A kernel λ^t for each mode, between B and C; subclasses say what λ is, and what a step takes of the input."
     read = 1.                                            # 2 where conjugates are left out
 
     def modes(self) -> tuple[Tensor, Tensor, Tensor, Tensor | float]:
@@ -160,14 +185,15 @@ class _Modes(SpecialCase):
 
     def integrals(self, log_decay: Tensor, omega: Tensor, v: Tensor) -> Tensor:
         "Σ_{j ≤ i} λ^{i-j} v_j for pairs v (B, N, S, 2)."
-        one = torch.ones_like(omega)
-        columns = log_decay, omega, one, 0 * one, log_decay, omega, 0 * one, one
-        kernel = given_exponentials(*(torch.cat(pair)[:, None] for pair in zip(columns[:4], columns[4:])))
+        one, zero = torch.ones_like(omega), torch.zeros_like(omega)
+        cos, sin = (log_decay, omega, one, zero), (log_decay, omega, zero, one)
+        kernel = given_exponentials(*(torch.cat(pair)[:, None] for pair in zip(cos, sin)))
         v = v.transpose(1, 2)
         cos, sin = self.integrate(kernel, Measure.sequence(v.shape[2]), torch.cat([v, v], 1)).chunk(2, 1)
         return torch.stack([cos[..., 0] - sin[..., 1], cos[..., 1] + sin[..., 0]], -1).transpose(1, 2)
 
     def forward(self, u: Tensor) -> Tensor:
+        "(B, N, D) -> (B, N, D)."
         log_decay, omega, re, im = self.modes()
         p, q = (u @ B.mT for B in self.B.unbind(-1))
         x = self.integrals(log_decay, omega, torch.stack([re * p - im * q, re * q + im * p], -1))
@@ -177,30 +203,36 @@ class _Modes(SpecialCase):
 # %% ../../nbs/special_cases/30_state_space.ipynb #lru-s5-case
 @converts(LRU)
 class LRUCase(_Modes):
-    "a = e^ν, ω = e^θ, and γ."
-    def modes(self): return self.nu_log, self.theta_log.exp(), self.gamma_log.exp(), 0.
+    "The linear recurrent unit: a = e^ν, ω = e^θ, and γ for the input."
+    def modes(self) -> tuple[Tensor, Tensor, Tensor, float]:
+        "log a, ω, and the factor γ of the input, which is real."
+        return self.nu_log, self.theta_log.exp(), self.gamma_log.exp(), 0.
 
 @converts(S5)
 class S5Case(_Modes):
-    "As S4D, for states that all channels share."
+    "S5: discretised as S4D, with states that all channels share."
     read = 2.
 
     def __init__(self, layer: S5):
         super().__init__(layer)
         self.discretisation = _check_how(layer.discretisation)
 
-    def modes(self): return discretise(-self.Lambda_re.clamp_max(-1e-4), self.Lambda_im, self.log_step.exp(), self.discretisation)
+    def modes(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        "log a, ω, and the factor of the input as a pair, by `discretise`."
+        decay = -self.Lambda_re.clamp_max(-1e-4)
+        return discretise(decay, self.Lambda_im, self.log_step.exp(), self.discretisation)
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #draws
 _RULES_TO_DRAW = ['auto', 'dense', 'fft', 'scan']
 
-def _draw_sequence(choose) -> tuple[int, int, int, int]:
+def _draw_sequence(choose: Choose) -> tuple[int, int, int, int]:
     "Batch, points, channels, modes."
-    return choose('batch', [1, 2, 3]), choose('n', [1, 2, 3, 7, 31, 64, 150]), choose('channels', [1, 2, 3, 5]), choose('modes', [1, 2, 4])
+    batch, n = choose('batch', [1, 2, 3]), choose('n', [1, 2, 3, 7, 31, 64, 150])
+    return batch, n, choose('channels', [1, 2, 3, 5]), choose('modes', [1, 2, 4])
 
 def _draw_stepped(kind):
-    "S4D or S5, with memories from less than a step to some million steps."
-    def draw(choose) -> Drawn:
+    "How to draw S4D or S5, with memories from less than a step to some million steps."
+    def draw(choose: Choose) -> Drawn:
         B, n, channels, modes = _draw_sequence(choose)
         steps, slower = choose('memory', [((.001, .1), 1.), ((.1, 2.), 1.), ((.1, 1.), 3e-4), ((20., 2000.), 1.)])
         layer = kind(channels, modes, choose('discretisation', ['zoh', 'bilinear']), steps).double()
@@ -213,7 +245,8 @@ def _draw_stepped(kind):
     return draw
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #draw-lru
-def _draw_lru(choose) -> Drawn:
+def _draw_lru(choose: Choose) -> Drawn:
+    "A linear recurrent unit, with |λ| up to 1 - 1e-10."
     B, n, channels, modes = _draw_sequence(choose)
     low, high = choose('ring', [(0., 1.), (.9, .999), (1 - 1e-8, 1 - 1e-10), (0., 1e-3)])
     layer = LRU(channels, modes, phase=choose('phase', [2 * math.pi, math.pi / 10])).double()
@@ -223,9 +256,13 @@ def _draw_lru(choose) -> Drawn:
 
 # %% ../../nbs/special_cases/30_state_space.ipynb #case-list
 def _state_space_case(name: str, draw, kernel: str, source: str) -> LayerCase:
-    return LayerCase(name, family='state space', kernel=kernel, constraints='stationary, causal, 2S numbers of memory', rules=('scan', 'fft', 'dense'),
-                cost='O(N · S), S states', against=f'its recurrence in complex numbers ({source})', draw=draw)
+    "A row of the table for a layer of this page; `source` is the paper whose recurrence it is compared with."
+    return LayerCase(name, 'state space', kernel, 'stationary, causal, 2S numbers of memory', ('scan', 'fft', 'dense'),
+                     'O(N · S), S states', f'its recurrence in complex numbers ({source})', draw)
 
-CASES = [_state_space_case('S4D', _draw_stepped(S4D), 'Σ_s e^{-a_s t} (c_s cos ω_s t + d_s sin ω_s t), t = i - j ≥ 0, one per channel', 'Gu et al. 2022'),
-         _state_space_case('LRU', _draw_lru, 'λ_s^t, one per mode; V = γB, W_o = C', 'Orvieto et al. 2023'),
-         _state_space_case('S5', _draw_stepped(S5), 'λ_s^t, one per mode; V = B̄, W_o = 2C', 'Smith et al. 2023')]
+CASES = [
+    _state_space_case('S4D', _draw_stepped(S4D),
+                      'Σ_s e^{-a_s t} (c_s cos ω_s t + d_s sin ω_s t), t = i - j ≥ 0, one per channel',
+                      'Gu et al. 2022'),
+    _state_space_case('LRU', _draw_lru, 'λ_s^t, one per mode; V = γB, W_o = C', 'Orvieto et al. 2023'),
+    _state_space_case('S5', _draw_stepped(S5), 'λ_s^t, one per mode; V = B̄, W_o = 2C', 'Smith et al. 2023')]
