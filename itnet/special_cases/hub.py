@@ -20,43 +20,53 @@ from .attention import attention_kernel
 
 # %% ../../nbs/special_cases/46_hub.ipynb #mask
 def _as_points(mask: Tensor                         # (B|1, 1|H, N, M)
-           ) -> tuple[Tensor, bool] | None:      # (B|1, M)
+              ) -> tuple[Tensor, bool] | None:      # (B|1, M)
     "A mask as which inputs count, and whether j ≤ i. None if it is more than that."
     if mask.shape[1] != 1 or mask.requires_grad or torch.compiler.is_compiling(): return None
-    if mask.dtype != torch.bool:                                                 # of `eager`: zero, or the smallest number
+    if mask.dtype != torch.bool:                                              # of `eager`: zero, or the smallest number
         added, mask = mask, mask == 0
-        if not (mask | (added <= torch.finfo(added.dtype).min)).all() or not mask.any(-1).all(): return None
-    last = mask[:, :, -1:]                                                       # what the last output sees
+        hidden = added <= torch.finfo(added.dtype).min
+        if not (mask | hidden).all() or not mask.any(-1).all(): return None
+    last = mask[:, :, -1:]                                                    # what the last output sees
     if (mask == last).all(): return last[:, 0, 0], False
-    past = mask.shape[-2] == mask.shape[-1] and (mask == last & torch.ones_like(mask[0, 0]).tril()).all()
-    return (last[:, 0, 0], True) if past else None
+    if mask.shape[-2] != mask.shape[-1]: return None
+    past = last & torch.ones_like(mask[0, 0]).tril()
+    return (last[:, 0, 0], True) if (mask == past).all() else None
 
 # %% ../../nbs/special_cases/46_hub.ipynb #integral
 class HubAttention(SpecialCase):
     "The integral of an attention layer that prepares queries, keys and values itself."
-    def __init__(self, config):                     # of the layer as it was: its implementation says which convention holds
+    def __init__(self, config):       # of the layer as it was: its implementation says which convention holds
         super().__init__(nn.Module())
         self.original = config
 
     @property
-    def eager(self) -> bool: return self.original._attn_implementation in (None, 'eager')
+    def eager(self) -> bool:
+        "Whether the layer followed the convention of `eager`, which returns weights, or that of `sdpa`."
+        return self.original._attn_implementation in (None, 'eager')
 
-    def forward(self,
-                query: Tensor,                      # (B, H, N, d)
-                key: Tensor,                        # (B, h, M, d), h divides H
-                value: Tensor,                      # (B, h, M, c)
-                mask: Tensor | None = None,         # broadcasts to (B, H, N, M): True where allowed, or what is added to the scores
-                scale: float | None = None,         # of the scores; default 1/√d
-                causal: bool = False,               # of the layer; what that says depends on the convention
-                bias: Tensor | None = None          # (B|1, H|1, N, M), added to the scores
-               ) -> tuple[Tensor, Tensor | None]:   # (B, N, H, c); with eager the weights (B, H, N, M)
-        n, past = query.shape[2], causal and mask is None and query.shape[2] > 1 and not self.eager
-        m = min(n, key.shape[2]) if past else key.shape[2]
-        key, value, bias = key[:, :, :m], value[:, :, :m], None if bias is None else bias[..., :m]
-        measure, mask, past = _where_inputs_count(m, _biased(bias, mask), past, n)
-        kernel = attention_kernel(query * (query.shape[-1]**-.5 if scale is None else scale), key, mask, past)
-        y, weights = with_weights(self, kernel, measure, value, _outputs(n, m, causal, query.device), self.eager)
-        return y.transpose(1, 2).contiguous(), weights
+# %% ../../nbs/special_cases/46_hub.ipynb #integral-forward
+@patch
+def forward(self: HubAttention,
+            query: Tensor,                      # (B, H, N, d)
+            key: Tensor,                        # (B, h, M, d), h divides H
+            value: Tensor,                      # (B, h, M, c)
+            mask: Tensor | None = None,         # broadcasts to (B, H, N, M): True where allowed, or added to the scores
+            scale: float | None = None,         # of the scores; default 1/√d
+            causal: bool = False,               # of the layer; what that says depends on the convention
+            bias: Tensor | None = None          # (B|1, H|1, N, M), added to the scores
+           ) -> tuple[Tensor, Tensor | None]:   # (B, N, H, c); with eager the weights (B, H, N, M)
+    "∫ exp(q·k + bias) v, normalised, where the mask allows it."
+    n, m = query.shape[2], key.shape[2]
+    past = causal and mask is None and n > 1 and not self.eager
+    if past: m = min(n, m)
+    key, value = key[:, :, :m], value[:, :, :m]
+    if bias is not None: bias = bias[..., :m]
+    measure, mask, past = _where_inputs_count(m, _biased(bias, mask), past, n)
+    if scale is None: scale = query.shape[-1]**-.5
+    kernel = attention_kernel(scale * query, key, mask, past)
+    y, weights = with_weights(self, kernel, measure, value, _outputs(n, m, causal, query.device), self.eager)
+    return y.transpose(1, 2).contiguous(), weights
 
 # %% ../../nbs/special_cases/46_hub.ipynb #integral-parts
 def _biased(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
@@ -65,7 +75,7 @@ def _biased(bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
     return torch.where(mask, bias, torch.finfo(bias.dtype).min) if mask.dtype == torch.bool else bias + mask
 
 def _where_inputs_count(m: int, mask: Tensor | None, past: bool, n: int) -> tuple[Measure, Tensor | None, bool]:
-    "The inputs, what remains of the mask, and whether j ≤ i."
+    "The measure of m inputs, what remains of a mask of n outputs, and whether j ≤ i."
     if mask is None: return Measure.sequence(m), None, past
     mask = mask[(None,) * (4 - mask.ndim)]
     mask = mask.expand(*mask.shape[:2], n, m)                                    # a view with all of its pairs
@@ -76,13 +86,15 @@ def _where_inputs_count(m: int, mask: Tensor | None, past: bool, n: int) -> tupl
 def _outputs(n: int, m: int, causal: bool, device=None) -> Measure | None:
     "Where n outputs are beside m inputs: in a causal layer they are the last ones."
     if n == m: return None
-    return Measure.scattered(torch.arange(m - n, m, dtype=torch.float64, device=device)) if causal and n < m else Measure.sequence(n)
+    if not causal or n > m: return Measure.sequence(n)
+    return Measure.scattered(torch.arange(m - n, m, dtype=torch.float64, device=device))
 
+# %% ../../nbs/special_cases/46_hub.ipynb #with-weights
 def with_weights(case: SpecialCase, kernel: Kernel, measure: Measure,
-             v: Tensor,                             # (B, h, M, c)
-             at: Measure | None,
-             ask: bool                              # for the weights as well
-            ) -> tuple[Tensor, Tensor | None]:      # (B, H, N, c), (B, H, N, M)
+                 v: Tensor,                             # (B, h, M, c)
+                 at: Measure | None,
+                 ask: bool                              # for the weights as well
+                ) -> tuple[Tensor, Tensor | None]:      # (B, H, N, c), (B, H, N, M)
     "The integral and, if asked for, the weights of all pairs: what it does to unit impulses."
     if not ask: return case.integrate(kernel, measure, v, at), None
     impulses = torch.eye(measure.n, dtype=v.dtype, device=v.device).expand(*v.shape[:2], -1, -1)
@@ -90,15 +102,17 @@ def with_weights(case: SpecialCase, kernel: Kernel, measure: Measure,
     return y[..., :v.shape[-1]], y[..., v.shape[-1]:]
 
 # %% ../../nbs/special_cases/46_hub.ipynb #interface
-SILENT = {'use_cache', 'position_ids', 'cache_position', 'position_embeddings', 'output_attentions', 'output_hidden_states',
-          'return_dict', 'encoder_hidden_states', 'num_items_in_batch', 'logits_to_keep',
-          'sliding_window'}                    # no score depends on these; a window is part of the mask
+# arguments that no score depends on; a window is part of the mask
+SILENT = {'use_cache', 'position_ids', 'cache_position', 'position_embeddings', 'output_attentions',
+          'output_hidden_states', 'return_dict', 'encoder_hidden_states', 'num_items_in_batch', 'logits_to_keep',
+          'sliding_window'}
 
-def itnet_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0., is_causal=None, position_bias=None,
-           **kwargs):
-    "For `AttentionInterface`: its arguments, and what its functions return."
+def itnet_attention_forward(module, query, key, value, attention_mask=None, scaling=None, dropout=0., is_causal=None,
+                            position_bias=None, **kwargs):
+    "What the library calls in place of `eager_attention_forward`: the same arguments, the same results."
     if not isinstance(getattr(module, 'integral', None), SpecialCase):
-        refuse(module, 'attn_implementation', 'itnet', 'convert the layer by from_torch, or the model by from_pretrained_model')
+        refuse(module, 'attn_implementation', 'itnet',
+               'convert the layer by from_torch, or the model by from_pretrained_model')
     if dropout: refuse_dropout(module, dropout)
     for name, x in kwargs.items():
         if x is None or x is False or name in SILENT: continue
@@ -108,44 +122,49 @@ def itnet_attention_forward(module, query, key, value, attention_mask=None, scal
     causal = getattr(module, 'is_causal', True) if is_causal is None else is_causal
     return module.integral(query, key, value, attention_mask, scaling, causal, position_bias)
 
+# %% ../../nbs/special_cases/46_hub.ipynb #register
 def refuse_dropout(layer: nn.Module, p: float) -> None:
-    "The error for dropout of attention weights in training."
+    "Raise the NotImplementedError for dropout of attention weights in training."
     refuse(layer, 'dropout of attention weights', p, 'in training set it to 0: attn_pdrop, attention_dropout, '
            'attention_probs_dropout_prob or dropout_rate of the configuration, or the dropout of the layer')
 
 @cache
 def register_itnet() -> None:
-    "Make the implementation known to transformers, as 'itnet'. Its masks are those of sdpa."
+    "Make `itnet_attention_forward` known to transformers, as 'itnet'. Its masks are those of sdpa."
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
-    AttentionInterface.register('itnet', itnet_attention_forward); AttentionMaskInterface.register('itnet', sdpa_mask)
+    AttentionInterface.register('itnet', itnet_attention_forward)
+    AttentionMaskInterface.register('itnet', sdpa_mask)
 
 # %% ../../nbs/special_cases/46_hub.ipynb #convert
 INTERFACE = [f'transformers.models.{name.split(".")[0]}.modeling_{name}' for name in (
-    'gpt2.GPT2Attention', 'gpt_neox.GPTNeoXAttention', 'opt.OPTAttention', 'llama.LlamaAttention', 'mistral.MistralAttention',
-    'qwen2.Qwen2Attention', 'qwen3.Qwen3Attention', 'phi3.Phi3Attention', 'bert.BertSelfAttention', 'bert.BertCrossAttention',
-    'roberta.RobertaSelfAttention', 'roberta.RobertaCrossAttention', 'electra.ElectraSelfAttention', 'electra.ElectraCrossAttention',
-    'distilbert.DistilBertSelfAttention', 'bart.BartAttention', 't5.T5Attention', 'whisper.WhisperAttention', 'vit.ViTAttention',
-    'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention')]
+    'gpt2.GPT2Attention', 'gpt_neox.GPTNeoXAttention', 'opt.OPTAttention', 'llama.LlamaAttention',
+    'mistral.MistralAttention', 'qwen2.Qwen2Attention', 'qwen3.Qwen3Attention', 'phi3.Phi3Attention',
+    'bert.BertSelfAttention', 'bert.BertCrossAttention', 'roberta.RobertaSelfAttention',
+    'roberta.RobertaCrossAttention', 'electra.ElectraSelfAttention', 'electra.ElectraCrossAttention',
+    'distilbert.DistilBertSelfAttention', 'bart.BartAttention', 't5.T5Attention', 'whisper.WhisperAttention',
+    'vit.ViTAttention', 'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention')]
 
 @converts(*INTERFACE)
 def with_integral(layer: nn.Module) -> nn.Module:
     "A layer that looks its attention up by name, with ours. It keeps its class."
     found = layer.config._attn_implementation
     if found == 'itnet' and isinstance(getattr(layer, 'integral', None), SpecialCase): return layer
-    if found not in (None, 'eager', 'sdpa'): refuse(layer, 'attn_implementation', found, "build it with 'sdpa' or 'eager'")
+    if found not in (None, 'eager', 'sdpa'):
+        refuse(layer, 'attn_implementation', found, "build it with 'sdpa' or 'eager'")
     if getattr(layer, 'reorder_and_upcast_attn', False):
         refuse(layer, 'reorder_and_upcast_attn', True, 'set it to False: scores have the precision of the queries')
     register_itnet()
     layer.integral, layer.config = HubAttention(layer.config), copy.copy(layer.config)
-    layer.config._attn_implementation_internal = 'itnet'                 # the setter would reach into configurations that are shared
+    layer.config._attn_implementation_internal = 'itnet'     # the setter would reach into shared configurations
     return layer
 
 # %% ../../nbs/special_cases/46_hub.ipynb #setstate
 @patch
 def __setstate__(self: HubAttention, state):
     "Loaded in another process, the layer must be known by name there."
-    register_itnet(); nn.Module.__setstate__(self, state)
+    register_itnet()
+    nn.Module.__setstate__(self, state)
 
 # %% ../../nbs/special_cases/46_hub.ipynb #bloom
 @converts('transformers.models.bloom.modeling_bloom.BloomAttention')
@@ -153,21 +172,30 @@ class Bloom(SpecialCase):
     "Attention with linear biases. Where weights are not asked for, none are returned."
     def __init__(self, layer):
         super().__init__(layer)
-        if layer.slow_but_exact and layer.pretraining_tp > 1: refuse(layer, 'slow_but_exact', True, 'set it to False: it sums in another order')
-        self.heads, self.scale, self.layer_idx, self.hidden_dropout = layer.num_heads, layer.inv_norm_factor, layer.layer_idx, layer.hidden_dropout
+        if layer.slow_but_exact and layer.pretraining_tp > 1:
+            refuse(layer, 'slow_but_exact', True, 'set it to False: it sums in another order')
+        self.heads, self.scale = layer.num_heads, layer.inv_norm_factor
+        self.layer_idx, self.hidden_dropout = layer.layer_idx, layer.hidden_dropout
 
-    def forward(self, hidden_states, residual, alibi, attention_mask, layer_past=None, use_cache=False, output_attentions=False, **kwargs):
-        if self.training and self.attention_dropout.p: refuse_dropout(self, self.attention_dropout.p)
-        if alibi.shape[1] != 1: refuse(self, 'alibi', tuple(alibi.shape), 'expected a number for each head and input')
-        q, k, v = self.query_key_value(hidden_states).unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
-        if layer_past is not None: k, v = layer_past.update(k, v, self.layer_idx)
+    def kernel(self, q: Tensor, k: Tensor, alibi: Tensor, mask: Tensor | None) -> Kernel:
+        "exp(s q·k + alibi_j), normalised: the bias is one more channel of the keys."
         slope = alibi.to(q.dtype).reshape(-1, self.heads, k.shape[2], 1)
-        mask = None if attention_mask is None else attention_mask.to(q.dtype)
-        kernel = attention_kernel(torch.cat([self.scale * q, torch.ones_like(q[..., :1])], -1), torch.cat([k, slope], -1), mask)
-        at = _outputs(q.shape[2], k.shape[2], True, q.device)
-        y, weights = with_weights(self, kernel, Measure.sequence(k.shape[2]), v, at, output_attentions)
-        y = self.dense(y.transpose(1, 2).flatten(2))
-        return residual + nn.functional.dropout(y, self.hidden_dropout, self.training), weights
+        q, k = torch.cat([self.scale * q, torch.ones_like(q[..., :1])], -1), torch.cat([k, slope], -1)
+        return attention_kernel(q, k, None if mask is None else mask.to(q.dtype))
+
+# %% ../../nbs/special_cases/46_hub.ipynb #bloom-forward
+@patch
+def forward(self: Bloom, hidden_states, residual, alibi, attention_mask, layer_past=None, use_cache=False,
+            output_attentions=False, **kwargs):
+    "The call of `BloomAttention`: values with their residual added, and weights or None."
+    if self.training and self.attention_dropout.p: refuse_dropout(self, self.attention_dropout.p)
+    if alibi.shape[1] != 1: refuse(self, 'alibi', tuple(alibi.shape), 'expected a number for each head and input')
+    q, k, v = self.query_key_value(hidden_states).unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
+    if layer_past is not None: k, v = layer_past.update(k, v, self.layer_idx)
+    kernel, at = self.kernel(q, k, alibi, attention_mask), _outputs(q.shape[2], k.shape[2], True, q.device)
+    y, weights = with_weights(self, kernel, Measure.sequence(k.shape[2]), v, at, output_attentions)
+    y = self.dense(y.transpose(1, 2).flatten(2))
+    return residual + nn.functional.dropout(y, self.hidden_dropout, self.training), weights
 
 # %% ../../nbs/special_cases/46_hub.ipynb #perceiver
 @converts('transformers.models.perceiver.modeling_perceiver.PerceiverSelfAttention')
@@ -178,12 +206,14 @@ class Perceiver(SpecialCase):
         self.heads, self.scale = layer.num_heads, layer.qk_channels_per_head**-.5
 
     def forward(self, hidden_states, attention_mask=None, inputs=None, inputs_mask=None, output_attentions=False):
+        "The call of `PerceiverSelfAttention`: values, and weights if asked for."
         if self.training and self.dropout.p: refuse_dropout(self, self.dropout.p)
         x, inputs = self.layernorm1(hidden_states), self.layernorm2(inputs)
         y, mask = (x, attention_mask) if inputs is None else (inputs, inputs_mask)
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.query(x), self.key(y), self.value(y)))
-        if mask is not None: mask = mask.to(q.dtype)
+        features = self.query(x), self.key(y), self.value(y)
+        q, k, v = (f.unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in features)
+        kernel = attention_kernel(self.scale * q, k, None if mask is None else mask.to(q.dtype))
         at = None if inputs is None else Measure.sequence(q.shape[2])
-        out, weights = with_weights(self, attention_kernel(self.scale * q, k, mask), Measure.sequence(k.shape[2]), v, at, output_attentions)
+        out, weights = with_weights(self, kernel, Measure.sequence(k.shape[2]), v, at, output_attentions)
         out = out.transpose(1, 2).flatten(2)
         return (out, weights) if output_attentions else (out,)

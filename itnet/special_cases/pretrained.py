@@ -7,7 +7,8 @@ __all__ = ['LEFT', 'MIXES', 'ALWAYS', 'PRODUCTS', 'SUMS', 'Conversion', 'look', 
            'outside']
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #imports
-import copy, re
+import copy
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 import torch
@@ -16,37 +17,46 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .case import HOOKS, LAYERS, SpecialCase, name_of
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #left
-LEFT = {kind: why for why, kinds in {
-    'a maximum, not an integral': (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
-                                   nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d),
+_WHY_LEFT = {
+    'a maximum, not an integral': (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.FractionalMaxPool2d,
+                                   nn.FractionalMaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+                                   nn.AdaptiveMaxPool3d),
     'statistics over all points': (nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
     'in training, statistics over batch and points': (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
-}.items() for kind in kinds}
+}
+LEFT = {kind: why for why, kinds in _WHY_LEFT.items() for kind in kinds}
 
+# names of layers that mix points
 MIXES = re.compile(r'(Attention|Attn|Mixer|Mixing|Conv(Transpose)?\d?d?|Pool\d?d|Fold|Unfold|Upsample|RNN|LSTM|GRU|SSM'
                    r'|Retention|Hyena|FourierTransform)$')
 
 @dataclass
 class Conversion:
-    "What became of the layers of a model. Paths of modules, with the names of their classes."
-    replaced: dict[str, str] = field(default_factory=dict)
-    left: dict[str, tuple[str, str]] = field(default_factory=dict)       # they combine points: class, and why they were left
+    "What became of the layers of a model that combine points. Paths of modules, with the names of their classes."
+    replaced: dict[str, str] = field(default_factory=dict)               # path -> class
+    left: dict[str, tuple[str, str]] = field(default_factory=dict)       # path -> class, and why
     refused: dict[str, str] = field(default_factory=dict)                # path -> reason
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #walk
-def _of(kinds, layer: nn.Module) -> bool: return type(layer) in kinds or type(layer).__name__ in kinds
+def _of(kinds, layer: nn.Module) -> bool:
+    "Whether the class of a layer is among these, which are given as such or by name."
+    return type(layer) in kinds or type(layer).__name__ in kinds
 
 def look(model: nn.Module, keep: tuple = ()) -> Conversion:
     "What a conversion would do. Outermost first: what is inside a known layer is not looked at."
-    found, name = Conversion(), lambda layer: type(layer).__name__
-    known = lambda m: name_of(m) in LAYERS or isinstance(m, SpecialCase) or _of(keep, m)
+    found = Conversion()
+    def known(layer): return name_of(layer) in LAYERS or isinstance(layer, SpecialCase) or _of(keep, layer)
+
     def visit(path: str, layer: nn.Module) -> None:
-        if any(isinstance(m, SpecialCase) for m in (layer, getattr(layer, 'integral', None))): return          # converted before
-        if _of(keep, layer): found.left[path] = (name(layer), 'kept on request')
-        elif name_of(layer) in LAYERS: found.replaced[path] = name(layer)
-        elif type(layer) in LEFT: found.left[path] = (name(layer), LEFT[type(layer)])
-        elif MIXES.search(name(layer)) and not any(known(m) for m in layer.modules()):
-            found.refused[path] = f'{name(layer)} is not covered; if it acts on one point, or may stay as it is, pass keep=({name(layer)!r},)'
+        converted = layer, getattr(layer, 'integral', None)
+        if any(isinstance(m, SpecialCase) for m in converted): return
+        name = type(layer).__name__
+        if _of(keep, layer): found.left[path] = (name, 'kept on request')
+        elif name_of(layer) in LAYERS: found.replaced[path] = name
+        elif type(layer) in LEFT: found.left[path] = (name, LEFT[type(layer)])
+        elif MIXES.search(name) and not any(known(m) for m in layer.modules()):
+            found.refused[path] = (f'{name} is not covered; if it acts on one point, or may stay as it is, '
+                                   f'pass keep=({name!r},)')
         else:
             for child, module in layer.named_children(): visit(f'{path}.{child}'.lstrip('.'), module)
     visit('', model)
@@ -56,28 +66,32 @@ def look(model: nn.Module, keep: tuple = ()) -> Conversion:
 def from_pretrained_model(model: nn.Module,
                           keep: tuple = ()             # classes, or names of classes, to leave as they are
                          ) -> nn.Module:
-    """A copy of a model in which every layer that mixes points is an integral: same class, call, outputs and state_dict.
+    """A copy of a model in which every layer that mixes points is an integral.
 
-    What was done is its attribute `conversion`, as text by `conversion_report`. NotImplementedError names each layer or option that is not covered.
+    It has the same class, call, outputs and state_dict. What was done is its attribute `conversion`, as text by `conversion_report`. NotImplementedError names each layer or
+    option that is not covered.
     """
     found = look(model, keep)
     if found.refused: raise NotImplementedError(_listed(found.refused))
     model, made = copy.deepcopy(model), {}
-    for path, layer in [(path, model.get_submodule(path)) for path in found.replaced]:             # one layer may have several paths
+    layers = [(path, model.get_submodule(path)) for path in found.replaced]    # a layer may have several paths
+    for path, layer in layers:
         if id(layer) not in made: made[id(layer)] = layer, _converted(path, layer, found)
-        if path: model.set_submodule(path, made[id(layer)][1])
-        else: model = made[id(layer)][1]
+        new = made[id(layer)][1]
+        if path: model.set_submodule(path, new)
+        else: model = new
     if found.refused: raise NotImplementedError(_listed(found.refused))
     _slow(model)
     found.replaced = getattr(model, 'conversion', Conversion()).replaced | found.replaced
     model.conversion = found
     return model
 
+# %% ../../nbs/special_cases/70_pretrained.ipynb #convert-parts
 def _listed(refused: dict[str, str], show: int = 8) -> str:
+    "Paths and reasons, a line each, of which the first are shown."
     lines = [f'{path or "the model"}: {why}' for path, why in refused.items()]
     return '\n'.join(lines[:show] + [f'… and {len(lines) - show} more'] * (len(lines) > show))
 
-# %% ../../nbs/special_cases/70_pretrained.ipynb #convert-parts
 def _converted(path: str, layer: nn.Module, found: Conversion) -> nn.Module:
     "The special case of a layer, which may take the layer itself over. What is refused is noted."
     try: new = LAYERS[name_of(layer)](layer)
@@ -85,18 +99,21 @@ def _converted(path: str, layer: nn.Module, found: Conversion) -> nn.Module:
         found.refused[path] = str(e)
         return layer
     hooks = sum(len(getattr(layer, kind) or ()) for kind in HOOKS)
-    if new is not layer and hooks: found.refused[path] = f'{name_of(layer)} has {hooks} hooks, which its special case would not run; remove them first'
+    if new is not layer and hooks:
+        found.refused[path] = (f'{name_of(layer)} has {hooks} hooks, which its special case would not run; '
+                               'remove them first')
     return new
 
 def _slow(model: nn.Module) -> None:
     "Keep torch's Transformer from its fast path, which reads the weights of an attention layer and never calls it."
     for m in model.modules():
         if isinstance(m, nn.TransformerEncoder): m.use_nested_tensor = False
-        if isinstance(m, nn.TransformerEncoderLayer) and isinstance(m.self_attn, SpecialCase): m.self_attn._qkv_same_embed_dim = False
+        if not isinstance(m, nn.TransformerEncoderLayer): continue
+        if isinstance(m.self_attn, SpecialCase): m.self_attn._qkv_same_embed_dim = False
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #report
 def conversion_report(model: nn.Module) -> str:
-    "What a conversion replaced, what it left although it combines points, and what it took to act on one point, as Markdown."
+    "What a conversion replaced, what it left although it combines points, and what it took to act on one, as Markdown."
     found: Conversion = model.conversion
     cases = {m for case in model.modules() if isinstance(case, SpecialCase) for m in case.modules()}
     leaves = [(path, m) for path, m in model.named_modules() if m not in cases and not list(m.children())]
@@ -104,17 +121,20 @@ def conversion_report(model: nn.Module) -> str:
     lines = ['| layer | count | |', '|:--|--:|:--|']
     lines += [f'| {kind} | {n} | integral |' for kind, n in Counter(found.replaced.values()).items()]
     lines += [f'| {kind} | {n} | left: {why} |' for (kind, why), n in Counter(found.left.values()).items()]
-    if rest: lines.append(f'| {", ".join(f"{kind} {n}" for kind, n in rest.items())} | {rest.total()} | taken to act on one point |')
+    if rest:
+        kinds = ', '.join(f'{kind} {n}' for kind, n in rest.items())
+        lines.append(f'| {kinds} | {rest.total()} | taken to act on one point |')
     return '\n'.join(lines)
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #combines
-ALWAYS = re.compile(r'convolution|pool|upsample|cumsum|cumprod|cummax|logcumsumexp|_fft_|im2col|col2im|grid_sampler|lstm|gru|rnn_'
-                    r'|scaled_dot_product|group_norm|roll')
+# operations of torch that combine points always, by a product with no parameter, or along axes that are not the last
+ALWAYS = re.compile(r'convolution|pool|upsample|cumsum|cumprod|cummax|logcumsumexp|_fft_|im2col|col2im|grid_sampler'
+                    r'|lstm|gru|rnn_|scaled_dot_product|group_norm|roll')
 PRODUCTS = {'mm', 'addmm', 'bmm', 'baddbmm', 'mv', 'addmv', 'dot'}
 SUMS = {'sum', 'mean', 'var', 'std', 'var_mean', 'amax', 'amin', 'max', 'min', 'logsumexp', '_softmax'}
 
 def _over_points(op: str, args: tuple, own: set[int]) -> bool:
-    "Whether an operation combines values of different points."
+    "Whether an operation combines values of different points; `own`: where the parameters of the model are stored."
     tensors = [x for x in args if isinstance(x, torch.Tensor)]
     if not tensors or not tensors[0].is_floating_point(): return False
     if 'native_batch_norm' in op: return 'no_training' not in op and bool(args[5])
@@ -122,12 +142,13 @@ def _over_points(op: str, args: tuple, own: set[int]) -> bool:
         a, b = tensors[-2:]
         return a.shape[-1] > 1 and not any(x.untyped_storage().data_ptr() in own for x in (a, b))
     if op in SUMS:
-        x, axes = tensors[0], args[1] if len(args) > 1 and args[1] is not None else range(tensors[0].ndim)
-        axes = [axes] if isinstance(axes, int) else axes
+        x, axes = tensors[0], args[1] if len(args) > 1 else None
+        if axes is None: axes = range(x.ndim)
+        if isinstance(axes, int): axes = [axes]
         return x.ndim > 2 and any(a % x.ndim != x.ndim - 1 and x.shape[a] > 1 for a in axes)
     return bool(ALWAYS.search(op))
 
-# %% ../../nbs/special_cases/70_pretrained.ipynb #outside
+# %% ../../nbs/special_cases/70_pretrained.ipynb #observer
 class _Observer(TorchDispatchMode):
     "Counts operations that combine points, by the module that is being called, unless it is a special case."
     def __init__(self, model: nn.Module):
@@ -136,17 +157,23 @@ class _Observer(TorchDispatchMode):
         self.own = {x.untyped_storage().data_ptr() for x in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(self, func, kinds, args=(), kwargs=None):
+        "An operation as it is, counted if it combines points."
         op = func._schema.name.split('::')[-1]
         if not any(isinstance(m, SpecialCase) for _, m in self.calls) and _over_points(op, args, self.own):
             self.found[self.calls[-1][0] if self.calls else '', op] += 1
         return func(*args, **(kwargs or {}))
 
+# %% ../../nbs/special_cases/70_pretrained.ipynb #outside
 def outside(model: nn.Module, *args, **kwargs) -> dict[tuple[str, str], int]:
-    "Run a model; count the operations that combine points outside of its special cases, by path of the module and name of the operation."
+    """Run a model, and count the operations that combine points outside of its special cases.
+
+    Keys are the path of the module that is called and the name of the operation.
+    """
     observer, handles = _Observer(model), []
     for path, m in model.named_modules():
-        handles.append(m.register_forward_pre_hook(lambda m, _, path=path: observer.calls.append((path, m))))
-        handles.append(m.register_forward_hook(lambda *_: observer.calls.pop() and None, always_call=True))
+        enter = lambda m, _, path=path: observer.calls.append((path, m))
+        leave = lambda *_: observer.calls.pop() and None
+        handles += [m.register_forward_pre_hook(enter), m.register_forward_hook(leave, always_call=True)]
     try:
         with torch.no_grad(), observer: model(*args, **kwargs)
     finally:
