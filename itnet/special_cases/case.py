@@ -52,7 +52,7 @@ class SpecialCase(nn.Module):
         self._modules.update(layer._modules)
         self._non_persistent_buffers_set.update(layer._non_persistent_buffers_set)
         self.training = layer.training
-        self.rule = 'auto'                       # how its integrals are computed: a rule of the operator
+        self.rule = 'auto'                       # how its integrals are computed: the name of a rule
         self.watch = None                        # called with each `Integral` that is taken
         self.freedom = nn.ModuleDict()           # what `relax` added, by the kind of the kernel it is added to
 

@@ -161,7 +161,7 @@ def phases(weight: Tensor,                  # (G, O, C, *L)
 # %% ../../nbs/special_cases/10_convolution.ipynb #transposed
 @converts(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 class TransposedConvolution(_Convolution):
-    "nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d."
+    "nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d: s outputs at each point of a coarse grid."
     def forward(self, input: Tensor,
                 output_size: list[int] | None = None     # in place of output_padding; of all axes or the last ones
                ) -> Tensor:

@@ -184,7 +184,7 @@ class GatedLinearAttentionCase(SpecialCase):
         self.heads, self.tau = layer.heads, layer.tau
 
     def kernel(self, x: Tensor) -> Kernel:
-        "Σ_r q_ir (∏_(j<t≤i) α_tr) k_jr, of inputs (B, N, dim)."
+        "Σ_r q_ir (∏_(j < t ≤ i) α_tr) k_jr, of inputs (B, N, dim)."
         q, k, a = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.forget_proj))
         return Gates(q, F.logsigmoid(a) / self.tau, k)
 
@@ -236,7 +236,7 @@ CASES = [
               'causal; rank d; forgets at a fixed rate per head', ('dense', 'fft', 'scan'), 'N d²',
               'Retention, the complex recurrence of Sun et al. 2023', _draw_retention,
               'group norm and gate act pointwise, after the integral'),
-    LayerCase('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j<t≤i) α_tr) k_jr, j ≤ i',
+    LayerCase('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j < t ≤ i) α_tr) k_jr, j ≤ i',
               'causal; a state of d features; gates of the input, not of the state', ('dense', 'scan'), 'N d²',
               'GatedLinearAttention, the recurrence of Yang et al. 2024', _draw_gated,
               'norm and gate act pointwise, after the integral')]

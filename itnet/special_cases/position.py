@@ -29,7 +29,7 @@ def _spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
 # %% ../../nbs/special_cases/14_position.ipynb #average
 @converts(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 class AveragePool(SpecialCase):
-    "nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d."
+    "nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d: an indicator of the window, divided by what is in it."
     def __init__(self, layer: nn.Module):
         super().__init__(layer)
         self.ndim = int(type(layer).__name__[-2])

@@ -68,8 +68,8 @@ def from_pretrained_model(model: nn.Module,
                          ) -> nn.Module:
     """A copy of a model in which every layer that mixes points is an integral.
 
-    It has the same class, call, outputs and state_dict. What was done is its attribute `conversion`, as text by `conversion_report`. NotImplementedError names each layer or
-    option that is not covered.
+    It has the same class, call, outputs and state_dict. What was done is its attribute `conversion`, as text by
+    `conversion_report`. NotImplementedError names each layer or option that is not covered.
     """
     found = look(model, keep)
     if found.refused: raise NotImplementedError(_listed(found.refused))

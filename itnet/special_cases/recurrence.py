@@ -175,7 +175,7 @@ class RNNCase(Recurrent):
 # %% ../../nbs/special_cases/22_recurrence.ipynb #cell
 def cell_kernel(log_forget: Tensor                 # (B, N, H), log f ≤ 0 at every point
                ) -> Kernel:
-    "∏_{j<s≤t} f_s, a head for each channel."
+    "∏_{j < s ≤ t} f_s, a head for each channel: what is left at t of what was written at j."
     g = log_forget.mT.unsqueeze(-1)
     one = torch.ones_like(g)
     return Gates(one, g, one, positive=True)
@@ -279,7 +279,7 @@ CASES = [
               rules=('dense', 'direct'), against='torch.nn.RNN', **_FIXED,
               note=_NOTE + 'h stands on both sides, inside φ',
               draw=_draws_of(nn.RNN, ['auto', 'dense', 'direct'], nonlinearity=['tanh', 'relu'])),
-    LayerCase('LSTM', kernel='∏_{j<s≤i} f_s', against='torch.nn.LSTM', **_GATED,
+    LayerCase('LSTM', kernel='∏_{j < s ≤ i} f_s', against='torch.nn.LSTM', **_GATED,
               draw=_draws_of(nn.LSTM, ['auto', 'dense', 'scan'], proj_size=[0, 0, 2])),
-    LayerCase('GRU', kernel='∏_{j<s≤i} z_s', against='torch.nn.GRU', **_GATED,
+    LayerCase('GRU', kernel='∏_{j < s ≤ i} z_s', against='torch.nn.GRU', **_GATED,
               draw=_draws_of(nn.GRU, ['auto', 'dense', 'scan']))]

@@ -30,27 +30,29 @@ def cases() -> list[LayerCase]:
     return [case for family in _FAMILIES for case in family.CASES]
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #table
-_COLUMNS = {'layer': lambda row: row['name'], 'kernel': lambda row: row['kernel'],
-            'constraints': lambda row: row['constraints'], 'rules': lambda row: ', '.join(row['rules']),
-            'cost': lambda row: row['cost'], 'equal to': lambda row: row['against'],
-            'outputs': lambda row: f"{row['output']:.0e}", 'gradients': lambda row: f"{row['gradient']:.0e}"}
+_COLUMNS = {'layer': lambda case, row: case.name, 'kernel': lambda case, row: case.kernel,
+            'constraints': lambda case, row: case.constraints, 'rules': lambda case, row: ', '.join(case.rules),
+            'cost': lambda case, row: case.cost, 'equal to': lambda case, row: case.against,
+            'outputs': lambda case, row: f"{row['output']:.0e}",
+            'gradients': lambda case, row: f"{row['gradient']:.0e}"}
 
 def rosetta(record: dict,
             brief: bool = False          # layers, kernels and errors alone
            ) -> str:
-    "A record of `bench_equality` as Markdown."
-    rows = record['rows']
+    "The cases with the errors of a record of `bench_equality`, as Markdown. KeyError for a row that is no case."
+    named = {case.name: case for case in cases()}
+    rows = [(named[row['name']], row) for row in record['rows']]
     columns = ('layer', 'kernel', 'rules', 'equal to', 'gradients') if brief else tuple(_COLUMNS)
     sides = ['---:' if name in ('outputs', 'gradients') else '---' for name in columns]
     lines = ['| ' + ' | '.join(columns) + ' |', '|' + '|'.join(sides) + '|']
-    for row in rows:
-        lines.append('| ' + ' | '.join(_COLUMNS[name](row).replace('|', '\\|') for name in columns) + ' |')
-    caught = min(row['planted'] for row in rows)
+    for case, row in rows:
+        lines.append('| ' + ' | '.join(_COLUMNS[name](case, row).replace('|', '\\|') for name in columns) + ' |')
+    caught = min(row['planted'] for _, row in rows)
     lines += ['', f"Worst relative error in float64 over {record['count']} configurations of each row: of the outputs, "
                   'and of the gradient of any input or parameter. With a millionth of a wrong kernel added, errors are '
                   f'{caught:.0e} or more, by row, in the median.']
     if brief: return '\n'.join(lines)
-    lines += ['', 'Where the claims end:', '', *(f"- **{row['name']}**: {row['note']}" for row in rows if row['note'])]
+    lines += ['', 'Where the claims end:', '', *(f'- **{case.name}**: {case.note}' for case, _ in rows if case.note)]
     return '\n'.join(lines)
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #wrong

@@ -121,7 +121,7 @@ class Spectral(SpecialCase):
         self.inputs, self.outputs, self.modes = layer.inputs, layer.outputs, layer.modes
 
     def kernel(self) -> Harmonics:
-        "Its kernel, on the unit torus."
+        "The weights of the layer as `Harmonics` on the unit torus."
         ndim = len(self.modes)
         blocks = [getattr(self, f'weights{k + 1}') for k in range(2 ** (ndim - 1))]
         for axis in range(2, 1 + ndim): blocks = [torch.cat(pair, axis) for pair in zip(blocks[::2], blocks[1::2])]
