@@ -81,7 +81,7 @@ def integrate(self: SpecialCase, kernel: Kernel, measure: Measure,
 def mix(self: SpecialCase, kernel: Kernel, measure: Measure,
         v: Tensor,                           # (B, *S, G·C)
         groups: int = 1,
-        every: tuple[int | range, ...] | None = None     # outputs at every so manieth point, or at those of a range
+        every: tuple[int | range, ...] | None = None     # outputs at every k-th point, or at those of a range
        ) -> Tensor:                          # (B, *S', G·O)
     "∫ K v dμ of a kernel whose values are matrices."
     def run(kernel, measure, v): return mixing.mix(kernel, measure, v, groups, self.rule, every)
