@@ -16,7 +16,7 @@ IDS = torch.randint(1, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 TEXT = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0)
 SIZE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24)
 QUIET = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-EAGER = dict(attn_implementation="eager")           # shares no attention with the dense rule
+EAGER = dict(attn_implementation="eager")           # shares no attention with the rule attend
 PERCEIVER = dict(num_latents=6, d_latents=16, d_model=16, qk_channels=16, v_channels=16, num_blocks=1, num_self_attends_per_block=1,
                  num_self_attention_heads=2, num_cross_attention_heads=2, vocab_size=50, max_position_embeddings=11, attention_probs_dropout_prob=0.0)
 

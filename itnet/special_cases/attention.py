@@ -295,10 +295,10 @@ def _draw_mha(choose: Choose) -> Drawn:
 # %% ../../nbs/special_cases/40_attention.ipynb #cases
 CASES = [
     LayerCase('scaled dot-product attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
-              'content alone: positions enter by masks, biases and rotations of q and k', ('dense',), 'N² d',
+              'content alone: positions enter by masks, biases and rotations of q and k', ('attend', 'dense'), 'N² d',
               'torch.nn.functional.scaled_dot_product_attention', _draw_sdpa,
-              'without dropout; unmasked, dense hands the kernel to this routine, and the matrix is compared besides'),
+              'without dropout; attend hands the kernel to this routine where no mask multiplies it, dense does not'),
     LayerCase('multi-head attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
-              'content alone, by linear queries and keys; one number per head and pair', ('dense',), 'N² d',
+              'content alone, by linear queries and keys; one number per head and pair', ('attend', 'dense'), 'N² d',
               'torch.nn.MultiheadAttention', _draw_mha,
               'without dropout in training; a row that sees nothing is 0, where torch has NaN if it makes the weights')]

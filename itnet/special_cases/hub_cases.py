@@ -162,9 +162,9 @@ def _draw_perceiver(choose: Choose) -> Drawn:
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #cases
 def _row(name: str, kernel: str, constraints: str, against: str, draw, cost: str = 'N²',
-         note: str = 'attention dropout in training is refused') -> LayerCase:
+         note: str = 'attention dropout in training is refused', rules=('attend', 'dense')) -> LayerCase:
     "A row of the table for an attention layer of the transformers library."
-    return LayerCase(name, 'attention', kernel, constraints, ('dense',), cost, against, draw, note)
+    return LayerCase(name, 'attention', kernel, constraints, rules, cost, against, draw, note)
 
 CASES = [
     _row('GPT-2 attention', 'e^(s q_i·k_j) for j ≤ i, normalised', 'no position but by order',
@@ -179,7 +179,7 @@ CASES = [
     _row('ALiBi', 'e^(s q_i·k_j) e^(−m(i−j)), normalised', 'position by a fixed decay',
          'BloomAttention without its cast to float32', _draw_bloom, note='slow_but_exact is refused'),
     _row('relative bias', 'e^(q_i·k_j) κ(i−j), normalised', 'position by lag, in buckets',
-         'T5Attention, eager and sdpa', _draw_t5, note='the bias is a table shared by all layers'),
+         'T5Attention, eager and sdpa', _draw_t5, note='the bias is a table shared by all layers', rules=('dense',)),
     _row('Perceiver cross-attention', 'e^(s q(z_i)·k_j), normalised', 'outputs at latents',
          'PerceiverSelfAttention', _draw_perceiver, 'M N for M latents'),
 ]
