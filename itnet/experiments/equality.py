@@ -8,17 +8,17 @@ __all__ = ['row', 'bench_equality']
 # %% ../../nbs/experiments/40_equality.ipynb #imports
 import statistics, time
 import torch
-from ..special_cases.equality import Case, by_chance, check
+from ..special_cases.equality import LayerCase, by_chance, check_case
 from ..special_cases.rosetta import cases, planted, rosetta
 from ..bench.record import begin_record, write_record
 from ..training.device import settled
 
 # %% ../../nbs/experiments/40_equality.ipynb #row
-def _errors(case: Case, seed: int) -> dict[str, float]:
+def _errors(case: LayerCase, seed: int) -> dict[str, float]:
     torch.manual_seed(seed)
-    return check(case, by_chance(seed))
+    return check_case(case, by_chance(seed))
 
-def row(case: Case, count: int) -> dict:
+def row(case: LayerCase, count: int) -> dict:
     "Worst errors of a case over `count` configurations, and the median of what a planted error causes over ten of them."
     start = time.perf_counter()
     found = [_errors(case, seed) for seed in range(count)]
