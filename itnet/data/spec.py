@@ -80,7 +80,7 @@ class Spec:
     outputs: int # number of classes, or of numbers that a regression predicts; the vocabulary again for language
     shape: tuple[int, ...] # nominal spatial shape: (N,) or (H, W)
     metric: Metric # the measure of success
-    loss: Callable = cross_entropy # (predictions, targets) to their mean, which is minimised
+    loss: Callable = field(default=cross_entropy, repr=False) # (predictions, targets) to their mean, to be minimised
     def __post_init__(self):
         if not isinstance(self.metric, Metric):
             raise ValueError(f'metric {self.metric!r} must be a Metric, such as accuracy(10) or '
