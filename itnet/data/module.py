@@ -49,18 +49,22 @@ class Loader(DataLoader):
         self.taken = 0 # batches of the training stream so far
         super().__init__(data, batch_sampler=self.order, collate_fn=collate_fn, num_workers=num_workers,
                          pin_memory=torch.cuda.is_available(), generator=generator('workers', seed))
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        o, left = self.order, len(self)
-        if not o.shuffle: self.taken = 0
-        while left:
-            o.epoch, o.first = divmod(self.taken, len(o))
-            if o.shuffle and hasattr(self.dataset, 'set_epoch'): self.dataset.set_epoch(o.epoch, o.seed)
-            for batch in super().__iter__():
-                self.taken, left = self.taken + 1, left - 1
-                yield batch
-                if not left: return
     def state_dict(self) -> dict[str, int]: return {'taken': self.taken}
     def load_state_dict(self, state: dict[str, int]) -> None: self.taken = state['taken']
+
+# %% ../../nbs/data/40_module.ipynb #loader-pass
+@patch
+def __iter__(self: Loader) -> Iterator[dict[str, Tensor]]:
+    "The batches of one pass, from where the last one ended."
+    o, left = self.order, len(self)
+    if not o.shuffle: self.taken = 0
+    while left:
+        o.epoch, o.first = divmod(self.taken, len(o))
+        if o.shuffle and hasattr(self.dataset, 'set_epoch'): self.dataset.set_epoch(o.epoch, o.seed)
+        for batch in super(Loader, self).__iter__():
+            self.taken, left = self.taken + 1, left - 1
+            yield batch
+            if not left: return
 
 # %% ../../nbs/data/40_module.ipynb #module
 class DataModule(lightning.LightningDataModule):

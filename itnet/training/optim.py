@@ -38,7 +38,7 @@ def kernel_parameters(
     model: nn.Module,       # any model, or a part of one
     inside: bool = False    # whether it lies inside of a kernel
 ) -> list[nn.Parameter]:    # those whose nearest declaration is `is_kappa = True`; shared ones perhaps twice
-    "Parameters that shape kernels: of modules with `is_kappa = True` and what they contain, up to an `is_kappa = False`."
+    "Parameters that shape kernels: of modules with `is_kappa = True` and their parts, but for `is_kappa = False`."
     inside = getattr(model, 'is_kappa', inside)
     own = list(model.parameters(recurse=False)) if inside else []
     return own + [p for part in model.children() for p in kernel_parameters(part, inside)]

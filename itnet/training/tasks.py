@@ -55,6 +55,7 @@ def training_step(self: Task, batch: dict, batch_idx: int) -> Tensor:
     "Loss of a batch, a mean over its targets"
     return self.loss(self(batch), batch['target'])
 
+# %% ../../nbs/training/10_tasks.ipynb #train-hooks
 @patch
 def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
     "Clip the global gradient norm to `optim.clip` (0: measure only)"
