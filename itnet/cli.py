@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'train', 'evaluate', 'results', 'demo', 'bench', 'explain
 
 # %% ../nbs/cli.ipynb #imports
 import sys
-from .training.overrides import Usage, comments, describe, make_parser, parse, unknown
+from .training.overrides import Usage, add_help, comments, make_parser, parse, unknown
 
 # %% ../nbs/cli.ipynb #train
 def _recipes():
@@ -67,8 +67,8 @@ def results(argv: list[str]) -> int:
     o = _simple('results', 'A table from run records.',
                 ('records', dict(type=str, nargs='?', default='results', help='a folder, a record or a pattern')),
                 ('--format', dict(choices=['rich', 'markdown'], default=default)), argv=argv)
-    from itnet.training.ledger import read, table
-    _show(table(read(o.records), o.format))
+    from itnet.training.ledger import read_records, table
+    _show(table(read_records(o.records), o.format))
     return 0
 
 # %% ../nbs/cli.ipynb #call
@@ -81,7 +81,7 @@ def _call(prog: str, function, argv: list[str], flags: tuple[str, ...] = ()) -> 
     p = make_parser(prog, (function.__doc__ or '').strip().split('\n')[0])
     p.add_function_arguments(function, fail_untyped=False, skip=set(flags))
     for name in flags: p.add_argument(f'--{name}', action='store_true')
-    describe(p, comments(function))
+    add_help(p, comments(function))
     out = function(**parse(p, argv).as_dict())
     if isinstance(out, str) and sys.stdout.isatty():                # Markdown, laid out for a person
         from rich.markdown import Markdown

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from ..bench.memory import Peak, in_fresh_process
 from ..bench.record import begin_record, write_record
 from ..bench.timing import spread
-from ..data.source import Spec
+from ..data.spec import Spec, bits_per_byte
 from ..nets.presets import ITNetConfig, TransformerConfig, build_model, match, parameters
 from ..training.device import settled
 
 # %% ../../nbs/experiments/10_block_speed.ipynb #models
 def _text(n: int = 256) -> Spec:
     "Bytes in windows of length n; the size of a model does not depend on it."
-    return Spec('language', 256, 256, (n,), 'bits_per_byte')
+    return Spec('language', 256, 256, (n,), bits_per_byte())
 
 def models(dim: int = 128, depth: int = 2) -> dict:
     "Configurations of equal size for a byte-level language model."
