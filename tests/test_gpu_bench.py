@@ -45,7 +45,7 @@ def test_tiny_runs_every_section(tmp_path):
     for n in (16, 33):
         assert {"auto", "unfused", "sdpa", "copy"} <= {v for m, v, step in conv if m == n}
         assert conv[n, "auto", "both"]["error"] < 5e-3 and len(conv[n, "auto", "forward"]["ratio"]) == 3
-    from itnet.experiments.fft_speed import gpu_table
+    from itnet.experiments.gpu_speed import gpu_table
     assert "| 33 | 1 | 2 |" in gpu_table(record)
 
 

@@ -14,6 +14,7 @@ import importlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -24,13 +25,19 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+
+from itnet.bench.error import relative_error, worst_error  # noqa: E402
+from itnet.bench.memory import added_mb  # noqa: E402
+from itnet.bench.record import begin_record  # noqa: E402
+from itnet.bench.timing import clock, quartiles, race, ratio, stepper  # noqa: E402
+from itnet.experiments.conv_case import ConvCase, causal_attention, compulsory_bytes, unfused  # noqa: E402
 
 # times faster than PyTorch, by length
 PUBLISHED = {256: 5.6, 1024: 7.9, 4096: 6.6, 8192: 5.4, 16384: 2.5, 32768: 3.2, 2**20: 1.7}
 SOURCE = "FlashFFTConv, Fu et al. 2023, arXiv:2311.05908: H100, gated, B 64, H 768, half precision, beside PyTorch"
 BOUND = {"float32": 1e-6, "bfloat16": 5e-3, "float16": 1e-3}      # relative errors aimed at
-LONGEST = {"direct": 256, "toeplitz": 2048}                       # taps up to which methods that are quadratic in N are timed
+LONGEST = {"direct": 256, "toeplitz": 2048}      # taps up to which methods that are quadratic in N are timed
+KINDS = ("both", "forward")                      # steps, the more important one first
 FULL = SimpleNamespace(
     device="cuda", rounds=9, least=2e-3, memory=True, copy=2**28, heads=12, width=64, rank=8,
     conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20), (64, 768, 2048), (64, 768, 512)),
@@ -82,7 +89,9 @@ class Visit:
     "One section: its sizes, its time, its rows and what failed."
 
     def __init__(self, name: str, size: SimpleNamespace, seconds: float, out: Path):
-        self.name, self.size, self.out, self.start, self.end = name, size, out, time.perf_counter(), time.perf_counter() + seconds
+        self.name, self.size, self.out = name, size, out
+        self.start = time.perf_counter()
+        self.end = self.start + seconds
         self.rows, self.failed, self.skipped = [], [], []
         self.device = torch.device(size.device)
 
@@ -103,70 +112,27 @@ class Visit:
         "Items, as long as there is time; the file is written after each."
         for item in items:
             if self.left() < need:
-                self.skipped.append(str(item)); continue
+                self.skipped.append(str(item))
+                continue
             yield item
             self.write("running")
 
     def write(self, status: str) -> None:
         backend = sys.modules.get("itnet.gpu.backend")
         kernels = dict(getattr(backend, "FAILED", {}))
-        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed, skipped=self.skipped, kernels_failed=kernels)
+        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed, skipped=self.skipped,
+                       kernels_failed=kernels)
         save(self.out, sections={self.name: section | dict(rows=self.rows)})
 
-    def wait(self) -> None:
-        if self.device.type == "cuda": torch.cuda.synchronize()
-
-    def seconds(self, run, calls: int) -> float:
-        "Of one call, the mean of some."
-        if self.device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            for _ in range(calls): run()
-            last.record(); last.synchronize()
-            return first.elapsed_time(last) / 1e3 / calls
-        start = time.perf_counter()
-        for _ in range(calls): run()
-        return (time.perf_counter() - start) / calls
-
     def race(self, runs: dict, label: str = "") -> dict:
-        "Seconds of functions that take turns, a list for each; those that fail drop out."
-        calls = {}
-        for key, run in runs.items():
-            if self.attempt(f"{key} {label}", lambda: (run(), self.wait(), True)) is None: continue           # compiled
-            calls[key] = math.ceil(self.size.least / max(self.seconds(run, 2), 1e-7)) if self.size.least else 1
-        times = {key: [] for key in calls}
-        for _ in range(self.size.rounds):
-            for key, n in calls.items(): times[key].append(self.seconds(runs[key], n))
-        return times
+        "Seconds of functions that take turns, a list for each; those that fail when they are called first drop out."
+        works = lambda name: self.attempt(f"{name} {label}", lambda: clock(runs[name], 1, self.size.device))      # and is compiled
+        running = {name: run for name, run in runs.items() if works(name) is not None}
+        return race(running, self.size.rounds, self.size.device, max(self.left(), 1.), self.size.least)
 
     def memory_mb(self, run) -> float | None:
         "What a step takes of the GPU beyond what is there, in MB."
-        if not self.size.memory: return None
-        gc.collect(); torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def quartiles(x: list[float]) -> list[float]:
-    return torch.tensor(x, dtype=torch.float64).quantile(torch.tensor([.25, .5, .75], dtype=torch.float64)).tolist()
-
-
-def ratio(times: dict, other, this) -> list[float] | None:
-    "Quartiles of other / this, round by round."
-    return quartiles([a / b for a, b in zip(times[other], times[this])]) if other in times and this in times else None
-
-
-def relative(got, want, least: float = 1e-300) -> float:
-    e = ((got.double() - want).norm() / want.norm().clamp_min(least)).item()
-    return e if math.isfinite(e) else math.inf
-
-
-def worst(got, want) -> float:
-    "Largest relative error of several tensors; one that is zero in exact arithmetic is measured by the largest of them."
-    most = max(w.norm().item() for w in want)
-    return max(relative(a.detach(), b, most if b.norm() < 1e-12 * most else 1e-300) for a, b in zip(got, want))
+        return added_mb(run, self.size.device) if self.size.memory else None
 
 
 def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list[torch.Tensor]:
@@ -182,20 +148,9 @@ def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list
     return out
 
 
-def step(f, inputs: list[torch.Tensor], gy: torch.Tensor, both: bool = True):
-    "One step forward, or forward and backward: the output and gradients."
-    def forward():
-        with torch.no_grad(): return (f(*inputs),)
-
-    def backward():
-        y = f(*inputs)
-        return (y, *torch.autograd.grad(y, inputs, gy, materialize_grads=True))
-    return backward if both else forward
-
-
 def double(inputs, gy, f) -> list[torch.Tensor]:
     "Output and gradients of f in float64."
-    return [x.detach() for x in step(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
+    return [x.detach() for x in stepper(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
 
 
 def poisoned(on: bool) -> None:
@@ -205,14 +160,6 @@ def poisoned(on: bool) -> None:
 
 
 # --- convolution
-
-def unfused(u, k, pre=None, post=None):
-    "post ⊙ irfft(rfft(pre ⊙ u) · rfft(k)) of (B, D, N) at length 2N: what S4 and Hyena run. Float64 stays what it is."
-    n, work = u.shape[-1], torch.promote_types(u.dtype, torch.float32)
-    x = u if pre is None else pre * u
-    y = torch.fft.irfft(torch.fft.rfft(x.to(work), 2 * n) * torch.fft.rfft(k.to(work), 2 * n), 2 * n)[..., :n].to(u.dtype)
-    return y if post is None else post * y
-
 
 def conv_methods() -> tuple[str, ...]:
     from itnet.conv.choice import METHODS
@@ -241,9 +188,9 @@ def check_conv(visit: Visit) -> None:
                 want = double(inputs, gy, unfused)
                 for method in methods:
                     name = f"{method} {str(dtype)[6:]} N={n} gated={gated}"
-                    got = visit.attempt(name, step(ours(method), inputs, gy))
+                    got = visit.attempt(name, stepper(ours(method), inputs, gy))
                     if got is None: continue
-                    e = worst(got, want)
+                    e = worst_error(got, want)
                     visit.add(method=method, n=n, dtype=str(dtype)[6:], gated=gated, error=e, ok=e <= BOUND[str(dtype)[6:]])
 
 
@@ -255,7 +202,7 @@ def spot_errors(visit: Visit, runs: dict, inputs: list[torch.Tensor], gy: torch.
     found = {}
     for name, run in runs.items():
         got = visit.attempt(f"{name} {label}", lambda: [cut(x) for x in run()])
-        if got is not None and want is not None: found[name] = worst(got, want)
+        if got is not None and want is not None: found[name] = worst_error(got, want)
     return found
 
 
@@ -263,51 +210,62 @@ def attention_steps(visit: Visit, dtype, batch: int, dim: int, n: int) -> dict:
     "Steps of causal attention of the same width, heads of 64."
     width = math.gcd(dim, 64)
     q, k, v, gy = draw(visit, dtype, *([(batch, dim // width, n, width)] * 4))
-    attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return {key: step(attention, [q, k, v], gy.detach(), key == "both") for key in ("forward", "both")}
+    return {kind: stepper(causal_attention, [q, k, v], gy.detach(), kind) for kind in KINDS}
 
 
-def conv_case(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None, layout="bdn") -> bool:
+def conv_inputs(visit: Visit, dtype, case: ConvCase, turn) -> tuple[list[torch.Tensor], torch.Tensor]:
+    "u, filter, gates and the gradient of the output, contiguous in the layout that `turn` leads to."
+    rows = (case.batch, case.dim, case.n)
+    x = draw(visit, dtype, rows, (case.dim, case.taps), *([rows] * 2 * case.gated), rows)
+    *inputs, gy = [turn(x.detach()).contiguous() for x in x]
+    inputs[1] *= case.taps ** -.5
+    return [x.requires_grad_() for x in inputs], gy
+
+
+def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None, layout="bdn") -> bool:
     "Rows of one size: ours and the baselines, forward, and forward and backward. False where the baseline does not fit."
-    taps, kind = taps or n, str(dtype)[6:]
-    label = f"N={n} B={batch} D={dim} taps={taps} {kind}{' gated' * gated} {layout}"
+    case = ConvCase(n, taps or n, batch, dim, gated, str(dtype)[6:], visit.size.device)
+    label = f"N={n} B={batch} D={dim} taps={case.taps} {case.dtype}{' gated' * gated} {layout}"
     turn = (lambda x: x.mT) if layout == "bnd" else lambda x: x
-    inputs = draw(visit, dtype, (batch, dim, n), (dim, taps), *([(batch, dim, n)] * 2 * gated), (batch, dim, n))
-    *inputs, gy = [turn(x.detach()).contiguous() for x in inputs]
-    inputs[1] *= taps ** -.5
-    for x in inputs: x.requires_grad_()
-    methods = [m for m in (conv_methods() if methods is None else methods) if taps <= LONGEST.get(m, taps)]
+    inputs, gy = conv_inputs(visit, dtype, case, turn)
+    methods = [m for m in (conv_methods() if methods is None else methods) if case.taps <= LONGEST.get(m, case.taps)]
     functions = {"unfused": unfused, "auto": ours("auto"), **{m: ours(m) for m in methods}}
     functions = {name: (lambda *x, f=f: turn(f(*map(turn, x)))) for name, f in functions.items()}
-    errors = spot_errors(visit, {name: step(f, inputs, gy) for name, f in functions.items()}, inputs, gy, turn, label)
+    steps = {kind: {name: stepper(f, inputs, gy, kind) for name, f in functions.items()} for kind in KINDS}
+    errors = spot_errors(visit, steps["both"], inputs, gy, turn, label)
     if "unfused" not in errors: return False
     attention = attention_steps(visit, dtype, batch, dim, n) if sdpa and n <= 2**16 else {}
     x, y = inputs[0].detach(), torch.empty_like(gy)
-    gates, size = 2 if gated else 0, (x.numel(), dim * taps)
-    for part in ("both", "forward"):
-        runs = {name: step(functions[name], inputs, gy, part == "both") for name in errors} | {"copy": lambda: y.copy_(x)}
-        if attention: runs["sdpa"] = attention[part]
+    for kind in KINDS:
+        runs = {name: steps[kind][name] for name in errors} | {"copy": lambda: y.copy_(x)}
+        if attention: runs["sdpa"] = attention[kind]
         times = visit.race(runs, label)
-        must = ((4 + 2 * gates) * size[0] + 2 * size[1] if part == "both" else (2 + gates) * size[0] + size[1]) * x.element_size()
         rate = 2 * x.nbytes / quartiles(times["copy"])[1]
-        for name, took in times.items():
-            row = dict(n=n, batch=batch, dim=dim, taps=taps, dtype=kind, gated=gated, layout=layout, step=part, variant=name)
-            row["seconds"] = quartiles(took)
-            if name == "copy": row["bytes_per_second"] = rate
-            elif name != "sdpa":
-                row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name), fraction=must / row["seconds"][1] / rate)
-            if part == "both" and name != "copy":
+        for name in times:
+            row = dict(n=n, batch=batch, dim=dim, taps=case.taps, dtype=case.dtype, gated=gated, layout=layout, step=kind)
+            row |= conv_row(visit, case, name, kind, times, rate)
+            if kind == "both" and name != "copy":
                 row["added_mb"] = visit.attempt(f"memory of {name} {label}", lambda: visit.memory_mb(runs[name]))
-                if name != "sdpa": row["error"] = errors[name]
-            if name == "auto" and part == "both" and gated and taps == n: row["published_ratio"] = PUBLISHED.get(n)
+                if name in errors: row["error"] = errors[name]
             visit.add(**row)
     return True
 
 
+def conv_row(visit: Visit, case: ConvCase, name: str, kind: str, times: dict, rate: float) -> dict:
+    "Times of a variant and what follows from them; `rate` is that of the copy, bytes per second."
+    row = dict(variant=name, seconds=quartiles(times[name]))
+    if name == "copy": return row | dict(bytes_per_second=rate)
+    if name == "sdpa": return row
+    row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name))
+    row["fraction"] = compulsory_bytes(case, kind) / row["seconds"][1] / rate
+    if name == "auto" and kind == "both" and case.gated and case.taps == case.n: row["published_ratio"] = PUBLISHED.get(case.n)
+    return row
+
+
 def shrinking(visit: Visit, dtype, batch: int, dim: int, n: int, **how) -> None:
-    "`conv_case`, with half the batch again and again until the baseline fits into memory."
+    "`conv_rows`, with half the batch again and again until the baseline fits into memory."
     while True:
-        done = visit.attempt(f"N={n} B={batch} D={dim}", lambda: conv_case(visit, dtype, batch, dim, n, **how))
+        done = visit.attempt(f"N={n} B={batch} D={dim}", lambda: conv_rows(visit, dtype, batch, dim, n, **how))
         if done is not False or batch == 1: return
         batch //= 2
 
@@ -367,9 +325,9 @@ def check_tile(visit: Visit) -> None:
             inputs, gy = far_inputs(visit, dtype, 2, 3, n, 5, 20, guard=True)
             want = double(inputs, gy, far_dense)
             for name, f in (("tile", fused_tile), ("fft", far_by_fft)):
-                got = visit.attempt(f"{name} {dtype} N={n}", step(f, inputs, gy))
+                got = visit.attempt(f"{name} {dtype} N={n}", stepper(f, inputs, gy))
                 if got is None: continue
-                e = worst(got, want)
+                e = worst_error(got, want)
                 visit.add(method=name, n=n, dtype=str(dtype)[6:], error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
 
 
@@ -420,9 +378,9 @@ def check_chunks(visit: Visit) -> None:
                 inputs, gy = scan_inputs(visit, dtype, 2, 3, n, 5, 20, gates, guard=True)
                 want = double(inputs, gy, scan_dense)
                 for name, f in (("chunks", fused_chunks), ("scan", torch_scan)):
-                    got = visit.attempt(f"{name} {dtype} N={n} gates={gates}", step(f, inputs, gy))
+                    got = visit.attempt(f"{name} {dtype} N={n} gates={gates}", stepper(f, inputs, gy))
                     if got is None: continue
-                    e = worst(got, want)
+                    e = worst_error(got, want)
                     visit.add(method=name, n=n, dtype=str(dtype)[6:], gates=gates, error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
 
 
@@ -434,27 +392,28 @@ def chunks(visit: Visit) -> None:
 
 
 def compare(visit: Visit, sizes, make, functions: dict, base: str) -> None:
-    "Rows of functions of the same inputs, beside attention: seconds, ratios to a baseline, memory, difference from it."
+    "Rows of functions of the same inputs, beside attention, at several sizes."
     for batch, n in visit.groups(sizes, 12.):
-        def group():
-            inputs, gy = make(batch, n)
-            b, h, _, width = gy.shape
-            attention, outputs = attention_steps(visit, gy.dtype, b, h * width, n), {}
-            for name, f in functions.items(): outputs[name] = visit.attempt(f"{name} N={n}", lambda: f(*inputs).detach())
-            for kind in ("both", "forward"):
-                runs = {name: step(f, inputs, gy, kind == "both") for name, f in functions.items() if outputs[name] is not None}
-                times = visit.race(runs | {"sdpa": attention[kind]}, f"N={n}")
-                for name, took in times.items():
-                    row = dict(n=n, batch=b, heads=h, width=width, rank=inputs[0].shape[-1], dtype=str(gy.dtype)[6:], step=kind, variant=name)
-                    row["seconds"] = quartiles(took)
-                    if name != "sdpa":
-                        row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
-                        if outputs[base] is not None: row["difference"] = relative(outputs[name], outputs[base].double())
-                    if kind == "both":
-                        run = attention[kind] if name == "sdpa" else step(functions[name], inputs, gy)
-                        row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(run))
-                    visit.add(**row)
-        visit.attempt(f"N={n}", group)
+        visit.attempt(f"N={n}", lambda: compared(visit, *make(batch, n), functions, base))
+
+
+def compared(visit: Visit, inputs, gy, functions: dict, base: str) -> None:
+    "Rows of one size: seconds, ratios to a baseline, memory, difference from it."
+    b, h, n, width = gy.shape
+    attention, outputs = attention_steps(visit, gy.dtype, b, h * width, n), {}
+    for name, f in functions.items(): outputs[name] = visit.attempt(f"{name} N={n}", lambda: f(*inputs).detach())
+    running = {name: f for name, f in functions.items() if outputs[name] is not None}
+    for kind in KINDS:
+        runs = {name: stepper(f, inputs, gy, kind) for name, f in running.items()} | {"sdpa": attention[kind]}
+        times = visit.race(runs, f"N={n}")
+        for name, took in times.items():
+            row = dict(n=n, batch=b, heads=h, width=width, rank=inputs[0].shape[-1], dtype=str(gy.dtype)[6:], step=kind)
+            row |= dict(variant=name, seconds=quartiles(took))
+            if name != "sdpa":
+                row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
+                if outputs[base] is not None: row["difference"] = relative_error(outputs[name], outputs[base])
+            if kind == "both": row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(runs[name]))
+            visit.add(**row)
 
 
 # --- the machine
@@ -473,7 +432,8 @@ def machine(visit: Visit) -> None:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             a = torch.randn(n, n, device=visit.device).to(dtype)
             took = visit.race({"product": lambda: a @ a})["product"]
-            visit.add(what=f"matrix product, {str(dtype)[6:]}{', tf32' if tf32 else ''}", operations_per_second=2 * n**3 / quartiles(took)[1])
+            kind = f"{str(dtype)[6:]}{', tf32' if tf32 else ''}"
+            visit.add(what=f"matrix product, {kind}", operations_per_second=2 * n**3 / quartiles(took)[1])
         visit.attempt(f"product {dtype}", product)
     torch.backends.cuda.matmul.allow_tf32 = False
 
@@ -483,19 +443,14 @@ SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (
             "check_chunks": (check_chunks, 40), "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
 
 
-def about() -> dict:
-    "What it is measured on."
-    def text(*args):
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try: triton = importlib.import_module("triton").__version__
-    except ImportError: triton = None
-    info = dict(torch=torch.__version__, triton=triton, cuda=torch.version.cuda, commit=text("rev-parse", "HEAD"),
-                published=dict(ratios=PUBLISHED, source=SOURCE), created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
-    if torch.cuda.is_available():
-        p = torch.cuda.get_device_properties(0)
-        info["device"] = dict(gpu=p.name, capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30, multiprocessors=p.multi_processor_count)
-    else: info["device"] = dict(cpu="interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "plain")
+def about(device: str) -> dict:
+    "What is measured, and on what."
+    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    info = begin_record("gpu", device, published=dict(ratios=PUBLISHED, source=SOURCE), cuda=torch.version.cuda)
+    info["command"] = shlex.join(["python", "tools/bench_gpu.py", *words])
+    if device != "cuda": return info | dict(interpreted=os.environ.get("TRITON_INTERPRET") == "1")
+    p = torch.cuda.get_device_properties(0)
+    info["device"] |= dict(capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30, multiprocessors=p.multi_processor_count)
     return info
 
 
@@ -517,7 +472,8 @@ def run_apart(name: str, args, seconds: float) -> None:
         _, err = child.communicate(timeout=seconds + 15)
         why = "" if child.returncode == 0 else f"exit code {child.returncode}: " + " | ".join(err.strip().splitlines()[-4:])[-500:]
     except subprocess.TimeoutExpired:
-        child.kill(); child.communicate()
+        child.kill()
+        child.communicate()
         why = f"ended after {seconds + 15:.0f} s"
     if why:
         section = json.loads(args.out.read_text())["sections"].get(name) or dict(failed=[], skipped=[], rows=[])
@@ -543,7 +499,7 @@ def main() -> int:
         return 0
     end = time.perf_counter() + args.budget
     args.out.unlink(missing_ok=True)
-    save(args.out, **about())
+    save(args.out, **about((TINY if args.tiny else FULL).device))
     for i, name in enumerate(args.sections):
         left = end - time.perf_counter() - 15                          # what a section that has to be ended takes longer
         later = sum(SECTIONS[other][1] for other in args.sections[i + 1:])

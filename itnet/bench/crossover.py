@@ -58,7 +58,7 @@ def time_rules(lengths: tuple[int, ...],     # N
                limit: float = 1.,            # seconds of a step, by the built-in rates, from which a rule is left out
                device: str = 'cpu'
               ) -> list[dict]:
-    "A row for each kernel, length and rule: operations of a forward pass, and quartiles of the seconds of a training step."
+    "A row for each kernel, length and rule: operations of a forward pass, quartiles of the seconds of a training step."
     rows = []
     for n in lengths:
         measure = Measure.sequence(n)
@@ -66,7 +66,8 @@ def time_rules(lengths: tuple[int, ...],     # N
             for rule, cost in count(kernel, measure, dim // heads).items():
                 if expected(BUILT_IN.rates[cost.way], cost.flops) > limit: continue
                 took = quartiles(step_seconds(kernel, measure, rule, dim, 1, repeat, device))
-                rows.append(dict(kernel=name, n=n, dim=dim, heads=heads, rule=rule, way=cost.way, flops=cost.flops, seconds=took))
+                subject = dict(kernel=name, n=n, dim=dim, heads=heads)
+                rows.append(subject | dict(rule=rule, way=cost.way, flops=cost.flops, seconds=took))
     return rows
 
 # %% ../../nbs/bench/30_crossover.ipynb #fit
@@ -96,7 +97,10 @@ def measure_rates(lengths: tuple[int, ...] = (128, 512, 2048),      # N
 
 # %% ../../nbs/bench/30_crossover.ipynb #choices
 def choices(rows: list[dict], rates: Rates) -> list[dict]:
-    "For each kernel and length: the measured seconds of each rule, the plan's choice, the fastest, and how much longer the choice takes."
+    """For each kernel and length, the measured seconds of each rule, the plan's choice and the fastest rule.
+
+    `ratio` is how much longer the choice takes.
+    """
     grouped, out = defaultdict(dict), []
     for r in rows: grouped[r['kernel'], r['n'], r['dim'], r['heads']][r['rule']] = r['seconds'][1]
     for (name, n, dim, heads), seconds in grouped.items():

@@ -11,13 +11,16 @@ from torch import Tensor
 
 # %% ../../nbs/bench/05_error.ipynb #relative-error
 def relative_error(got: Tensor, want: Tensor, least: float = 1e-300) -> float:
-    "‖got - want‖ / ‖want‖ in float64, where ‖want‖ counts as `least` if it is smaller. Infinite if anything is not finite."
+    "‖got - want‖ / max(‖want‖, least) in float64; infinite if anything is not finite."
     want = want.detach().double()
     e = ((got.detach().double() - want).norm() / want.norm().clamp_min(least)).item()
     return e if math.isfinite(e) else math.inf
 
 # %% ../../nbs/bench/05_error.ipynb #worst-error
 def worst_error(got, want, zero: float = 1e-12) -> float:
-    "Largest relative error of several tensors. One that is zero but for rounding, `zero` of the largest, is measured by the largest."
+    """Largest relative error of several tensors.
+
+    One that is zero but for rounding, below `zero` times the largest, is measured by the largest.
+    """
     most = max(w.norm().item() for w in want)
     return max(relative_error(g, w, most if w.norm() < zero * most else 1e-300) for g, w in zip(got, want, strict=True))

@@ -17,7 +17,7 @@ def quartiles(x: list[float]) -> list[float]:
     return torch.tensor(x, dtype=torch.float64).quantile(torch.tensor([.25, .5, .75], dtype=torch.float64)).tolist()
 
 def ratio(times: dict[object, list[float]], other, this) -> list[float] | None:
-    "Quartiles of other / this, round by round: above one where `this` is the faster. None where one of them was not timed."
+    "Quartiles of other / this, round by round: above one where `this` is the faster. None where one was not timed."
     if other not in times or this not in times: return None
     return quartiles([a / b for a, b in zip(times[other], times[this], strict=True)])
 
@@ -39,7 +39,10 @@ def stepper(f, inputs: list[Tensor], gy: Tensor, step: str = 'both'):
 
 # %% ../../nbs/bench/00_timing.ipynb #clock
 def clock(run, calls: int, device: str = 'cpu') -> float:
-    "Seconds of one call, the mean of `calls`: on the CPU by the clock of the system, on a GPU between two events. ValueError for another device."
+    """Seconds of one call, the mean of `calls`: on the CPU by the clock of the system, on a GPU between two events.
+
+    ValueError for another device.
+    """
     kind = torch.device(device).type
     if kind == 'cuda': return _between_events(run, calls, device)
     if kind != 'cpu': raise ValueError(f'device {device!r} has no clock here: choose cpu or cuda')
@@ -61,9 +64,14 @@ def _between_events(run, calls: int, device: str) -> float:
 SHORTEST = 2e-2      # seconds that one measurement lasts at least
 UNCOUNTED = .5       # seconds of a call below which one that is not counted goes first
 
-def race(runs: dict, repeat: int, device: str = 'cpu', seconds: float = 120., shortest: float = SHORTEST) -> dict:
-    "Seconds of each function, taking turns: a list for each, one entry per round, `repeat` rounds unless they take longer than `seconds`."
-    first = {key: clock(run, 1, device) for key, run in runs.items()}                                       # a warm-up
+def race(runs: dict,                 # functions without arguments
+         repeat: int,                # rounds
+         device: str = 'cpu',
+         seconds: float = 120.,      # of everything, for which there may be fewer rounds, but not fewer than three
+         shortest: float = SHORTEST  # seconds of one measurement, in which a short function is called several times
+        ) -> dict:                   # a list for each function, one entry per round
+    "Seconds of each function, taking turns."
+    first = {key: clock(run, 1, device) for key, run in runs.items()}                  # a warm-up
     first = {key: clock(runs[key], 1, device) if t < .1 else t for key, t in first.items()}
     calls = {key: max(1, math.ceil(shortest / max(t, 1e-7))) for key, t in first.items()}
     a_round = sum(t * (calls[key] + (t < UNCOUNTED)) for key, t in first.items())
