@@ -37,7 +37,7 @@ class Peak(threading.Thread):
 
 # %% ../../nbs/bench/10_memory.ipynb #give-back
 def give_back() -> None:
-    "Return memory that was freed but kept for reuse to the system, where the C library can, so that its next use is seen."
+    "Return memory that was freed but kept to the system, where the C library can, so that its next use is seen."
     gc.collect()
     try: ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError): pass           # not glibc
@@ -68,7 +68,7 @@ module, function, args = pickle.load(sys.stdin.buffer)
 print(json.dumps(getattr(importlib.import_module(module), function)(*args)))'''
 
 def in_fresh_process(module: str, function: str, *args):
-    "What a function returns, as JSON, in a process that has done nothing else. RuntimeError with its last line if it fails."
+    "What a function returns, as JSON, in a process that has done nothing else. RuntimeError if it fails, with why."
     call = pickle.dumps((module, function, args))
     done = subprocess.run([sys.executable, '-c', _FRESH], input=call, capture_output=True)
     if done.returncode: raise RuntimeError(f'{function} failed in its own process: {last_line(done.stderr)}')

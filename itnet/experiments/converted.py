@@ -128,7 +128,7 @@ def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2
                     small: bool = False,                        # networks of a few thousand parameters instead
                     out: str = 'results/bench/converted.json'   # the record
                    ) -> str:                                    # a table, as Markdown
-    "Converted networks beside their originals: logits, time, memory. ValueError for unknown networks or counts below 1."
+    "Converted networks beside the originals: logits, time, memory. ValueError for unknown networks or counts below 1."
     for name in networks:
         if name not in NAMES: raise ValueError(f'unknown network {name!r}: choose from {list(NAMES)}')
     if min(images, side, tokens, repeat, threads) < 1 or not networks:
@@ -160,6 +160,6 @@ def converted_table(record: dict) -> str:
             lines.append([*first, kind, *seconds, *memory, number_text(p['memory_ratio'])])
             first = [''] * len(first)
     about = (f"Medians and quartiles of {record['repeat']} passes, float32, {record['threads']} threads. Errors are "
-             'relative, of all logits and of the whole gradient; “rounding” is what one more rounding of the input does to '
-             'the logits of the original. Memory is what a pass adds to the process.')
+             'relative, of all logits and of the whole gradient; “rounding” is what one more rounding of the input '
+             'does to the logits of the original. Memory is what a pass adds to the process.')
     return f"{markdown_table(_HEAD, lines, 'llrrrl')}\n\n{about}"

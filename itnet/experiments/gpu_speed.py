@@ -27,7 +27,8 @@ def gpu_aims(record: dict) -> list[dict]:
     to_32k, times = [r for r in mine if 256 <= r['n'] <= 32768], lambda r: r['ratio'] and r['ratio'][1]
     place = lambda r: f"N = {r['n']:,}, {r['layout'] if 'layout' in r else r['method']}"
     as_published = lambda r: f"unfused / ours, N = {r['n']:,}, as published for FlashFFTConv"
-    published = [aim(as_published(r), r['published_ratio'], [r], times, place) for r in mine if r.get('published_ratio')]
+    published = [aim(as_published(r), r['published_ratio'], [r], times, place)
+                 for r in mine if r.get('published_ratio')]
     memory, error = lambda r: quotient(r.get('added_mb'), base.get(r['n'])), lambda r: float(r['error'])
     return [aim('unfused / ours, N = 256 to 32,768', 4., to_32k, times, place), *published,
             aim('memory: ours / unfused', 1 / 4, to_32k, memory, place, least=False),

@@ -135,7 +135,8 @@ def _relaxed_line(rows: list[dict]) -> list[str]:
     deviation = f' ± {gap.std().item():.3f}' if len(rows) > 1 else ''
     grown = f"{size['constrained']:,} → {size['relaxed']:,}"
     losses = [f'{loss:.3f}' for loss in ends.mean(0)]
-    return [rows[0]['name'], ', '.join(rows[0]['free']), grown, f'{change:.0e}', *losses, f'{gap.mean():+.3f}{deviation}']
+    name, freed = rows[0]['name'], ', '.join(rows[0]['free'])
+    return [name, freed, grown, f'{change:.0e}', *losses, f'{gap.mean():+.3f}{deviation}']
 
 def relaxed_table(record: dict) -> str:
     "A record of `bench_relaxed` as Markdown."

@@ -57,7 +57,7 @@ def rules_table(record: dict) -> str:
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #subjects
 def scaling_kernel(name: str, heads: int = 4) -> tuple[Kernel, int]:
-    "A kernel over 64 channels, named by the rule it is for or by its kind, and channels per head. ValueError for others."
+    "A kernel over 64 channels, by the rule it is for or by its kind, and channels per head. ValueError for others."
     torch.manual_seed(0)
     if name == 'scan': kernel = Separable(64, heads, 16, positive=False) * Exponentials(heads, 1, positive=True)
     elif name == 'fft': kernel = Implicit(64, 1024.)
@@ -83,7 +83,7 @@ def forward_seconds(rule: str, lengths: tuple[int, ...], repeat: int) -> list[di
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #slope
 def slope(rows: list[dict], first: int) -> float:
-    "Exponent of N (scan) or of N log2 N (fft) that fits the medians from length `first` on. ValueError for fewer than two."
+    "Exponent of N (scan) or N log2 N (fft) that fits the medians from length `first` on. ValueError for less than two."
     rows = [r for r in rows if r['n'] >= first]
     if len(rows) < 2: raise ValueError(f'a slope needs two lengths from {first} on, not {len(rows)}')
     size = [r['n'] * (np.log2(r['n']) if r['rule'] == 'fft' else 1) for r in rows]
@@ -95,7 +95,7 @@ def loop(kernel: Kernel, measure: Measure, u: Tensor, v: Tensor) -> Tensor:
     decay = kernel.recurrence(measure, kernel.left(measure, u), kernel.right(measure, u))
     b, h, n, d = v.shape
     shape = (b, h, n, kernel.structure.state)
-    at_points = lambda x: (v.new_ones(1) if x is None else x).expand(shape).unsqueeze(-1).unbind(2)   # (B, H, R, 1) each
+    at_points = lambda x: (v.new_ones(1) if x is None else x).expand(shape).unsqueeze(-1).unbind(2)  # (B, H, R, 1) each
     fade, write, read = map(at_points, (None if decay.gate is None else decay.gate.exp(), decay.psi, decay.phi))
     values, state, out = v.unsqueeze(3).unbind(2), v.new_zeros(b, h, shape[-1], d), []
     for i in range(n):
@@ -105,7 +105,7 @@ def loop(kernel: Kernel, measure: Measure, u: Tensor, v: Tensor) -> Tensor:
 
 # %% ../../nbs/experiments/20_rule_scaling.ipynb #against-loop
 def against_loop(n: int, heads: int, repeat: int) -> dict:
-    "Seconds of `scan` and of the loop in turn, forward, 64 channels; how many times faster it is, and their difference."
+    "Seconds of `scan` and of the loop in turn, forward, 64 channels; the ratio of times and their difference."
     kernel, channels = scaling_kernel('scan', heads)
     measure, u, v = on_a_line(kernel, n, channels)
     functions = dict(scan=lambda u, v: apply(kernel, measure, u, v, 'scan'),
@@ -141,7 +141,7 @@ def bench_scaling(lengths: tuple[int, ...] = tuple(2**k for k in range(10, 19)),
                   threads: int = 2,                             # CPU threads
                   out: str = 'results/bench/rule_scaling.json'  # the record
                  ) -> str:                                      # tables, as Markdown
-    "Time of scan and fft against N, scan and a loop, memory of dense. ValueError for counts below 1 or too few lengths."
+    "Time of scan and fft against N, scan and a loop, memory of dense. ValueError for counts below 1 or few lengths."
     if min(*lengths, loop_length, dense_length, repeat, threads) < 1:
         raise ValueError('lengths, repeat and threads must be at least 1')
     longer = lambda first: sum(n >= first for n in set(lengths))
