@@ -107,7 +107,7 @@ _BENCHMARKS = {'block': ('block_speed', 'bench_block', (), 'time and memory of I
 def bench(argv: list[str]) -> int:
     "itnet bench NAME: measure, and write a record; without a name, the list of benchmarks"
     if not argv or argv[0] in ('-h', '--help'):
-        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:12} {b[-1]}' for name, b in _BENCHMARKS.items())]))
+        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:13}{b[-1]}' for name, b in _BENCHMARKS.items())]))
         return 0 if argv else 2
     if argv[0] not in _BENCHMARKS: raise unknown('benchmark', argv[0], _BENCHMARKS)
     import importlib

@@ -2,11 +2,11 @@
 
     python tools/bench_gpu.py                         # all sections, in order of importance
     python tools/bench_gpu.py --sections conv tile    # some of them
-    python tools/bench_gpu.py --tiny --out x.json     # tiny sizes on the CPU, Triton's interpreter: keeps this script working
+    python tools/bench_gpu.py --tiny --out x.json     # tiny sizes on the CPU, by Triton's interpreter: tries the script
 
-Each section runs in a process of its own, so that a kernel that breaks the CUDA context, or a compilation that never ends,
-costs that section and nothing else. What fails is written down with its message. The file is written again after every
-group of rows. Without a GPU the script says so and writes nothing.
+Each section runs in a process of its own, so that a kernel that breaks the CUDA context, or a compilation that never
+ends, costs that section and nothing else. What fails is written down with its message. The file is written again after
+every group of rows. Without a GPU the script says so and writes nothing.
 """
 import argparse
 import gc
@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,11 +41,13 @@ LONGEST = {"direct": 256, "toeplitz": 2048}      # taps up to which methods that
 KINDS = ("both", "forward")                      # steps, the more important one first
 FULL = SimpleNamespace(
     device="cuda", rounds=9, least=2e-3, memory=True, copy=2**28, heads=12, width=64, rank=8,
-    conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20), (64, 768, 2048), (64, 768, 512)),
+    conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20),
+          *((64, 768, n) for n in (2048, 512))),
     conv32=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384), (4, 768, 32768)),
     more=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384)), taps=(4, 16, 64),
     check=(97, 1021, 4096, 32768, 8191, 1, 2, 17, 128, 255, 20011, 65537), check_short=(97, 1, 17, 128, 301, 2),
-    tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)), chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
+    tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)),
+    chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
 TINY = SimpleNamespace(
     device="cpu", rounds=1, least=0., memory=False, copy=2**16, heads=1, width=16, rank=2,
     conv=((1, 2, 16), (1, 2, 33)), conv32=((1, 2, 19),), more=((1, 2, 40),), taps=(3,), check=(17,), check_short=(17,),
@@ -120,15 +123,18 @@ class Visit:
     def write(self, status: str) -> None:
         backend = sys.modules.get("itnet.gpu.backend")
         kernels = dict(getattr(backend, "FAILED", {}))
-        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed, skipped=self.skipped,
-                       kernels_failed=kernels)
+        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed,
+                       skipped=self.skipped, kernels_failed=kernels)
         save(self.out, sections={self.name: section | dict(rows=self.rows)})
 
     def race(self, runs: dict, label: str = "") -> dict:
         "Seconds of functions that take turns, a list for each; those that fail when they are called first drop out."
-        works = lambda name: self.attempt(f"{name} {label}", lambda: clock(runs[name], 1, self.size.device))      # and is compiled
-        running = {name: run for name, run in runs.items() if works(name) is not None}
-        return race(running, self.size.rounds, self.size.device, max(self.left(), 1.), self.size.least)
+        device, rounds, first = self.size.device, self.size.rounds, {}
+        for name, run in runs.items():
+            took = self.attempt(f"{name} {label}", partial(clock, run, 1, device))           # and is compiled
+            if took is not None: first[name] = took
+        if rounds == 1: return {name: [took] for name, took in first.items()}       # interpreted, and slow
+        return race({name: runs[name] for name in first}, rounds, device, max(self.left(), 1.), self.size.least)
 
     def memory_mb(self, run) -> float | None:
         "What a step takes of the GPU beyond what is there, in MB."
@@ -151,6 +157,16 @@ def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list
 def double(inputs, gy, f) -> list[torch.Tensor]:
     "Output and gradients of f in float64."
     return [x.detach() for x in stepper(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
+
+
+def check(visit: Visit, functions: dict, inputs, gy, want, slack: float = 1., **where) -> None:
+    "A row for each function: the worst relative error of its output and gradients, and whether it is in bounds."
+    dtype = str(gy.dtype)[6:]
+    for name, f in functions.items():
+        got = visit.attempt(f"{name} {dtype} {where}", stepper(f, inputs, gy))
+        if got is None: continue
+        e = worst_error(got, want)
+        visit.add(method=name, dtype=dtype, **where, error=e, ok=e <= slack * BOUND[dtype])
 
 
 def poisoned(on: bool) -> None:
@@ -186,12 +202,7 @@ def check_conv(visit: Visit) -> None:
                 inputs = draw(visit, dtype, (3, 5, n), (5, n), *([(3, 5, n)] * 2 * gated), guard=True)
                 gy, = (x.detach() for x in draw(visit, dtype, (3, 5, n), guard=True))
                 want = double(inputs, gy, unfused)
-                for method in methods:
-                    name = f"{method} {str(dtype)[6:]} N={n} gated={gated}"
-                    got = visit.attempt(name, stepper(ours(method), inputs, gy))
-                    if got is None: continue
-                    e = worst_error(got, want)
-                    visit.add(method=method, n=n, dtype=str(dtype)[6:], gated=gated, error=e, ok=e <= BOUND[str(dtype)[6:]])
+                check(visit, {name: ours(name) for name in methods}, inputs, gy, want, n=n, gated=gated)
 
 
 def spot_errors(visit: Visit, runs: dict, inputs: list[torch.Tensor], gy: torch.Tensor, turn, label: str) -> dict:
@@ -222,8 +233,9 @@ def conv_inputs(visit: Visit, dtype, case: ConvCase, turn) -> tuple[list[torch.T
     return [x.requires_grad_() for x in inputs], gy
 
 
-def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None, layout="bdn") -> bool:
-    "Rows of one size: ours and the baselines, forward, and forward and backward. False where the baseline does not fit."
+def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None,
+              layout="bdn") -> bool:
+    "Rows of one size: ours and the baselines, forward and with the backward pass. False if the baseline does not fit."
     case = ConvCase(n, taps or n, batch, dim, gated, str(dtype)[6:], visit.size.device)
     label = f"N={n} B={batch} D={dim} taps={case.taps} {case.dtype}{' gated' * gated} {layout}"
     turn = (lambda x: x.mT) if layout == "bnd" else lambda x: x
@@ -242,8 +254,8 @@ def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, tap
         times = visit.race(runs, label)
         rate = 2 * x.nbytes / quartiles(times["copy"])[1]
         for name in times:
-            row = dict(n=n, batch=batch, dim=dim, taps=case.taps, dtype=case.dtype, gated=gated, layout=layout, step=kind)
-            row |= conv_row(visit, case, name, kind, times, rate)
+            row = dict(n=n, batch=batch, dim=dim, taps=case.taps, dtype=case.dtype, gated=gated, layout=layout)
+            row |= conv_row(case, name, kind, times, rate)
             if kind == "both" and name != "copy":
                 row["added_mb"] = visit.attempt(f"memory of {name} {label}", lambda: visit.memory_mb(runs[name]))
                 if name in errors: row["error"] = errors[name]
@@ -251,15 +263,15 @@ def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, tap
     return True
 
 
-def conv_row(visit: Visit, case: ConvCase, name: str, kind: str, times: dict, rate: float) -> dict:
+def conv_row(case: ConvCase, name: str, kind: str, times: dict, rate: float) -> dict:
     "Times of a variant and what follows from them; `rate` is that of the copy, bytes per second."
-    row = dict(variant=name, seconds=quartiles(times[name]))
+    row = dict(step=kind, variant=name, seconds=quartiles(times[name]))
     if name == "copy": return row | dict(bytes_per_second=rate)
     if name == "sdpa": return row
     row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name))
     row["fraction"] = compulsory_bytes(case, kind) / row["seconds"][1] / rate
-    if name == "auto" and kind == "both" and case.gated and case.taps == case.n: row["published_ratio"] = PUBLISHED.get(case.n)
-    return row
+    as_published = name == "auto" and kind == "both" and case.gated and case.taps == case.n
+    return row | dict(published_ratio=PUBLISHED.get(case.n)) if as_published else row
 
 
 def shrinking(visit: Visit, dtype, batch: int, dim: int, n: int, **how) -> None:
@@ -277,7 +289,8 @@ def conv(visit: Visit) -> None:
 
 def conv_more(visit: Visit) -> None:
     "Channels last; short filters; float32 without gates."
-    for size in visit.groups(visit.size.more, 12.): shrinking(visit, torch.bfloat16, *size, sdpa=False, methods=(), layout="bnd")
+    for size in visit.groups(visit.size.more, 12.):
+        shrinking(visit, torch.bfloat16, *size, sdpa=False, methods=(), layout="bnd")
     for size, taps in visit.groups([(s, t) for t in visit.size.taps for s in visit.size.more], 8.):
         shrinking(visit, torch.bfloat16, *size, gated=False, taps=taps, sdpa=False, methods=("direct", "fft"))
     for size in visit.groups(visit.size.conv32, 12.): shrinking(visit, torch.float32, *size, gated=False)
@@ -324,11 +337,7 @@ def check_tile(visit: Visit) -> None:
         for dtype in (torch.bfloat16, torch.float32):
             inputs, gy = far_inputs(visit, dtype, 2, 3, n, 5, 20, guard=True)
             want = double(inputs, gy, far_dense)
-            for name, f in (("tile", fused_tile), ("fft", far_by_fft)):
-                got = visit.attempt(f"{name} {dtype} N={n}", stepper(f, inputs, gy))
-                if got is None: continue
-                e = worst_error(got, want)
-                visit.add(method=name, n=n, dtype=str(dtype)[6:], error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+            check(visit, {"tile": fused_tile, "fft": far_by_fft}, inputs, gy, want, 4., n=n)
 
 
 def tile(visit: Visit) -> None:
@@ -362,9 +371,11 @@ def scan_dense(phi, gate, psi, v):
     return torch.einsum("bhir,bhijr,bhjr->bhij", phi, decay, psi) @ v
 
 
-def scan_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, gates: int = 1, guard: bool = False):
+def scan_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, gates: int = 1,
+                guard: bool = False):
     "Features, gates (logarithms, at most 0), values, and the gradient of the output."
-    phi, gate, psi, v, gy = draw(visit, dtype, *((batch, heads, n, last) for last in (rank, gates, rank, width, width)), guard=guard)
+    shapes = [(batch, heads, n, last) for last in (rank, gates, rank, width, width)]
+    phi, gate, psi, v, gy = draw(visit, dtype, *shapes, guard=guard)
     with torch.no_grad(): gate.abs_().mul_(-.1)
     return [phi, gate, psi, v], gy.detach()
 
@@ -377,11 +388,7 @@ def check_chunks(visit: Visit) -> None:
             for gates in (1, 5):
                 inputs, gy = scan_inputs(visit, dtype, 2, 3, n, 5, 20, gates, guard=True)
                 want = double(inputs, gy, scan_dense)
-                for name, f in (("chunks", fused_chunks), ("scan", torch_scan)):
-                    got = visit.attempt(f"{name} {dtype} N={n} gates={gates}", stepper(f, inputs, gy))
-                    if got is None: continue
-                    e = worst_error(got, want)
-                    visit.add(method=name, n=n, dtype=str(dtype)[6:], gates=gates, error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+                check(visit, {"chunks": fused_chunks, "scan": torch_scan}, inputs, gy, want, 4., n=n, gates=gates)
 
 
 def chunks(visit: Visit) -> None:
@@ -412,7 +419,8 @@ def compared(visit: Visit, inputs, gy, functions: dict, base: str) -> None:
             if name != "sdpa":
                 row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
                 if outputs[base] is not None: row["difference"] = relative_error(outputs[name], outputs[base])
-            if kind == "both": row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(runs[name]))
+            if kind == "both":
+                row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(runs[name]))
             visit.add(**row)
 
 
@@ -420,8 +428,8 @@ def compared(visit: Visit, inputs, gy, functions: dict, base: str) -> None:
 
 def machine(visit: Visit) -> None:
     "Whether Triton runs here; rate of a copy and of matrix products."
-    why = visit.attempt("backend", lambda: {"why_not": importlib.import_module("itnet.gpu.backend").why_not(visit.device)})
-    if why: visit.add(what="triton", **why)
+    backend = visit.attempt("backend", lambda: importlib.import_module("itnet.gpu.backend"))
+    if backend: visit.add(what="triton", why_not=backend.why_not(visit.device))
     x = torch.ones(visit.size.copy, device=visit.device)
     y = torch.zeros_like(x)
     took = visit.race({"copy": lambda: y.copy_(x)})["copy"]
@@ -439,8 +447,9 @@ def machine(visit: Visit) -> None:
 
 
 # in order of importance, with the seconds each may take
-SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (conv, 190), "check_tile": (check_tile, 40), "tile": (tile, 50),
-            "check_chunks": (check_chunks, 40), "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
+SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (conv, 190),
+            "check_tile": (check_tile, 40), "tile": (tile, 50), "check_chunks": (check_chunks, 40),
+            "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
 
 
 def about(device: str) -> dict:
@@ -450,7 +459,8 @@ def about(device: str) -> dict:
     info["command"] = shlex.join(["python", "tools/bench_gpu.py", *words])
     if device != "cuda": return info | dict(interpreted=os.environ.get("TRITON_INTERPRET") == "1")
     p = torch.cuda.get_device_properties(0)
-    info["device"] |= dict(capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30, multiprocessors=p.multi_processor_count)
+    info["device"] |= dict(capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30,
+                           multiprocessors=p.multi_processor_count)
     return info
 
 
@@ -465,12 +475,13 @@ def run_section(name: str, tiny: bool, seconds: float, out: Path) -> None:
 
 def run_apart(name: str, args, seconds: float) -> None:
     "One section in a process of its own, which is ended when its time is over."
-    command = [sys.executable, str(Path(__file__).resolve()), "--section", name, "--budget", str(seconds), "--out", str(args.out)]
-    if args.tiny: command.append("--tiny")
+    command = [sys.executable, str(Path(__file__).resolve()), "--section", name, "--budget", str(seconds), "--out",
+               str(args.out), *["--tiny"] * args.tiny]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         _, err = child.communicate(timeout=seconds + 15)
-        why = "" if child.returncode == 0 else f"exit code {child.returncode}: " + " | ".join(err.strip().splitlines()[-4:])[-500:]
+        last = " | ".join(err.strip().splitlines()[-4:])[-500:]
+        why = "" if child.returncode == 0 else f"exit code {child.returncode}: {last}"
     except subprocess.TimeoutExpired:
         child.kill()
         child.communicate()
@@ -486,7 +497,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "gpu.json", help="the record")
     parser.add_argument("--budget", type=float, default=540., help="seconds for everything")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of them")
-    parser.add_argument("--tiny", "--dry-run", action="store_true", help="tiny sizes on the CPU, by Triton's interpreter if it is installed")
+    parser.add_argument("--tiny", "--dry-run", action="store_true",
+                        help="tiny sizes on the CPU, by Triton's interpreter if it is installed")
     parser.add_argument("--inline", action="store_true", help="all sections in this process")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -501,14 +513,17 @@ def main() -> int:
     args.out.unlink(missing_ok=True)
     save(args.out, **about((TINY if args.tiny else FULL).device))
     for i, name in enumerate(args.sections):
-        left = end - time.perf_counter() - 15                          # what a section that has to be ended takes longer
+        left = end - time.perf_counter() - 15                          # a section that has to be ended takes longer
         later = sum(SECTIONS[other][1] for other in args.sections[i + 1:])
-        seconds = min(left, max(SECTIONS[name][1], left - later))      # time that earlier sections did not need is passed on
-        if seconds < 10: save(args.out, sections={name: dict(status="skipped: no time left", failed=[], skipped=[], rows=[])})
+        seconds = min(left, max(SECTIONS[name][1], left - later))      # what earlier ones did not need is passed on
+        nothing = dict(status="skipped: no time left", failed=[], skipped=[], rows=[])
+        if seconds < 10: save(args.out, sections={name: nothing})
         elif args.inline: run_section(name, args.tiny, seconds, args.out)
         else: run_apart(name, args, seconds)
         s = json.loads(args.out.read_text())["sections"][name]
-        print(f"{name:12} {s['status']}, {len(s['rows'])} rows, {len(s['failed'])} failed, {max(0, end - time.perf_counter()):.0f} s left", flush=True)
+        left = max(0., end - time.perf_counter())
+        rows, failed = len(s["rows"]), len(s["failed"])
+        print(f"{name:12} {s['status']}, {rows} rows, {failed} failed, {left:.0f} s left", flush=True)
     return 0
 
 

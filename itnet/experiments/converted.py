@@ -101,6 +101,7 @@ def network_errors(ways: dict, x: Tensor, labels: Tensor) -> dict:
     for model in ways.values(): model.zero_grad()
     return dict(logits=logits, rounding=rounding, gradients=error)
 
+# %% ../../nbs/experiments/30_converted.ipynb #network-row
 def network_row(name: str, sizes: dict, small: bool, repeat: int) -> dict:
     "Errors and seconds of a network and its conversion."
     original = network(name, small)
@@ -144,8 +145,8 @@ def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2
     return converted_table(record)
 
 # %% ../../nbs/experiments/30_converted.ipynb #table
-_HEAD = ('network', 'input', 'logits', 'rounding', 'gradients', 'pass', 'original, s', 'converted, s', 'time ratio',
-         'original, MB', 'converted, MB', 'memory ratio')
+_NETWORK_HEAD = ('network', 'input', 'logits', 'rounding', 'gradients', 'pass', 'original, s', 'converted, s',
+                 'time ratio', 'original, MB', 'converted, MB', 'memory ratio')
 
 def converted_table(record: dict) -> str:
     "A record of `bench_converted` as Markdown."
@@ -162,4 +163,4 @@ def converted_table(record: dict) -> str:
     about = (f"Medians and quartiles of {record['repeat']} passes, float32, {record['threads']} threads. Errors are "
              'relative, of all logits and of the whole gradient; “rounding” is what one more rounding of the input '
              'does to the logits of the original. Memory is what a pass adds to the process.')
-    return f"{markdown_table(_HEAD, lines, 'llrrrl')}\n\n{about}"
+    return f"{markdown_table(_NETWORK_HEAD, lines, 'llrrrl')}\n\n{about}"

@@ -51,6 +51,7 @@ for n, layout in cases:
 print(json.dumps([itnet.__file__, found]))
 '''
 
+# %% ../../nbs/experiments/62_fft_against.ipynb #process-seconds
 def process_seconds(root: Path, cases: list[tuple[int, str]], batch: int, dim: int, threads: int, shortest: float
                    ) -> list[float]:
     "Seconds per step of each case (N, layout), by the package in a checkout, in a fresh process. RuntimeError if not."
@@ -105,6 +106,7 @@ def bench_fft_against(commit: str = 'HEAD~1',                      # what to com
     write_record(record, out)
     return against_table(record)
 
+# %% ../../nbs/experiments/62_fft_against.ipynb #against-table
 def against_table(record: dict) -> str:
     "A record of `bench_fft_against` as Markdown."
     lines = [[f"{r['n']:,}", r['layout'], *(median_text(r['seconds'][when], 1e3) for when in ('then', 'now')),

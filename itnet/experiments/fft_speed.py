@@ -82,7 +82,7 @@ def _device(device: str) -> str:
     if device == 'mps': raise ValueError("device 'mps' has no float64 to check against: choose cpu or cuda")
     return device
 
-def _plan(lengths, taps: int, short, short_lengths, device: str) -> list[tuple]:
+def _schedule(lengths, taps: int, short, short_lengths, device: str) -> list[tuple]:
     "(part, N, taps, variants) of everything that is measured."
     single = [*METHODS, *['triton'] * device.startswith('cuda')]
     full = [*product(('auto', 'unfused', *single), LAYOUTS), ('sdpa', 'heads')]
@@ -115,7 +115,7 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
     with settled(threads):
         sizes = dict(batch=batch, dim=dim, repeat=repeat, gated=gated, limit=limit)
         record = begin_record('fft', device, **sizes, rows=[], left_out=[])
-        for part, n, l, names in _plan(lengths, taps, short, short_lengths, device):
+        for part, n, l, names in _schedule(lengths, taps, short, short_lengths, device):
             case = _fitting(n, l, batch, dim, gated, device, limit)
             wrong, left = check_variants(names, case, speeds)
             found = fft_rows(case, wrong, repeat, threads, memory and part == 'main', seconds)
@@ -140,7 +140,7 @@ def _median_of(label: str):
     "A function of a row: the median of one of its ratios."
     return lambda r: r.get('ratio', {}).get(label, (None, None))[1]
 
-def _place(row: dict) -> str:
+def _measured_at(row: dict) -> str:
     "Where a row was measured, in words."
     return f"N = {row['n']:,}, {row['layout'] if 'layout' in row else row['input']}"
 
@@ -151,8 +151,8 @@ def fft_aims(record: dict) -> list[dict]:
     both, short = rows_with(mine, part='main', step='both'), rows_with(mine, part='short', step='both')
     hard = {dtype: rows_with(record['hard'], variant='auto', dtype=dtype) for dtype in ('float32', 'bfloat16')}
     error = lambda r: max(r['error'].values())
-    least = lambda text, bound, rows, value: aim(text, bound, rows, value, _place)
-    most = lambda text, bound, rows, value: aim(text, bound, rows, value, _place, least=False)
+    least = lambda text, bound, rows, value: aim(text, bound, rows, value, _measured_at)
+    most = lambda text, bound, rows, value: aim(text, bound, rows, value, _measured_at, least=False)
     return [*(least(f'unfused / ours, N = {n:,}', 2., rows_with(both, n=n), same) for n in _NAMED),
             *(most(f'memory: ours / unfused, N = {n:,}', 1 / 3, rows_with(both, n=n), memory) for n in _NAMED),
             least('unfused / ours, any N', .95, both, same),
@@ -186,7 +186,7 @@ def hard_table(rows: list[dict]) -> str:
     return markdown_table(['input', *(f'{name}, {dtype}, N = {n:,}' for n, dtype, name in columns)], lines)
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #tables
-_HEAD = ('N', 'D', 'layout', 'forward, ms', 'forward and backward, ms', 'unfused, ms', 'forward: unfused / ours',
+_FFT_HEAD = ('N', 'D', 'layout', 'forward, ms', 'forward and backward, ms', 'unfused, ms', 'forward: unfused / ours',
          'unfused / ours', 'unfused in bdn / ours', 'attention / ours', 'of copy bandwidth', 'memory / unfused',
          'error')
 
@@ -198,6 +198,7 @@ def _main_line(forward: dict, both: dict, base: dict, memory) -> list[str]:
     return [f"{both['n']:,}", str(both['dim']), both['layout'], *ms, *map(median_text, ratios), fractions,
             number_text(memory(both)), f"{max(both['error'].values()):.0e}"]
 
+# %% ../../nbs/experiments/60_fft_speed.ipynb #fft-table
 def fft_table(record: dict) -> str:
     "A record of `bench_fft` as Markdown: ours beside the baselines, all methods, short filters, hard inputs, aims."
     main = {(r['n'], r['layout'], r['variant'], r['step']): r for r in rows_with(record['rows'], part='main')}
@@ -207,7 +208,7 @@ def fft_table(record: dict) -> str:
     about = (f"Batch {record['batch']}{', gated' if record['gated'] else ''}, {record['threads']} threads. "
              f"Medians (quartiles), {record['repeat']} rounds at most.")
     hard = [hard_table(record['hard'])] if record['hard'] else []
-    tables = [markdown_table(_HEAD, lines), about, methods_table(record), *hard, aims_table(fft_aims(record))]
+    tables = [markdown_table(_FFT_HEAD, lines), about, methods_table(record), *hard, aims_table(fft_aims(record))]
     return '\n\n'.join(tables)
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #brief

@@ -55,6 +55,7 @@ def _kernel_lines(record: dict, name: str, base: str) -> list[list[str]]:
         lines.append([name, f"{r['n']:,}", str(r['batch']), *times, *ratios])
     return lines
 
+# %% ../../nbs/experiments/61_gpu_speed.ipynb #conv-lines
 def _conv_lines(record: dict) -> list[list[str]]:
     "Cells of the convolution, forward and backward, by length."
     rows, lines = [r for r in _section(record, 'conv') if r['step'] == 'both'], []

@@ -145,5 +145,5 @@ def relaxed_table(record: dict) -> str:
     head = ['network', 'freed', 'parameters', 'change at the start', 'held-out loss, constrained', 'relaxed',
             'difference']
     about = (f"Means over {record['seeds']} seeds, {record['warm']} steps before the conversion and {record['steps']} "
-             'after it. The difference is paired by seed, ± its standard deviation.')
+             'after it; the difference is paired by seed, ± its standard deviation.')
     return f"{markdown_table(head, lines, 'll')}\n\n{about}"

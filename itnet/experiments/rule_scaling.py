@@ -45,6 +45,7 @@ def bench_rules(lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048),   # 
     write_record(record, out)
     return rules_table(record) + f'\n\n{where}'
 
+# %% ../../nbs/experiments/20_rule_scaling.ipynb #rules-table
 def rules_table(record: dict) -> str:
     "A record of `bench_rules` as Markdown."
     found, seen = record['choices'], record['fitted_at']
@@ -174,6 +175,7 @@ def _loop_line(row: dict) -> list[str]:
     faster, difference = median_text(row['faster'], form='.1f'), f"{row['difference']:.0e}"
     return [f"{row['heads']} × {row['channels']}", str(row['state']), f"{row['n']:,}", *times, faster, difference]
 
+# %% ../../nbs/experiments/20_rule_scaling.ipynb #scaling-table
 def scaling_table(record: dict) -> str:
     "A record of `bench_scaling` as Markdown."
     by = {(r['rule'], r['n']): median_text(r['seconds'], 1e3) for r in record['rows']}
