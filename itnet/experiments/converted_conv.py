@@ -23,7 +23,6 @@ from ..bench.crossover import fit_rate
 from ..bench.error import relative_error
 from ..bench.record import begin_record, markdown_table, median_text, number_text, write_record
 from ..bench.timing import clock, quartiles, race, ratio, stepper
-from ..rule.rates import Rate, expected
 from ..special_cases.case import from_torch
 from ..special_cases.convolution import Convolution
 from ..training.device import settled
@@ -134,12 +133,13 @@ def layer_row(case: LayerCase, speeds: dict, repeat: int, seconds: float, limit:
     row = asdict(case) | dict(rounds=rounds, seconds=seconds_by_rule, left_out=left)
     if 'auto' not in times: return row
     fastest = min(exact, key=lambda rule: exact[rule][1]) if exact else None
-    row.update(chosen=chosen_rule(case, exact), fastest=fastest, ratio=ratio(times, 'auto', fastest), auto_once=slow)
+    chosen = chosen_rule(case, [rule for rule in first if rule != 'auto'])
+    row.update(chosen=chosen, fastest=fastest, ratio=ratio(times, 'auto', fastest), auto_once=slow)
     return row
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #rates
-def conv_rates(rows: list[dict]) -> dict[str, tuple[Rate, float]]:
-    "By rule and kind: the rate that explains the seconds best, and the largest factor by which it is off."
+def conv_rates(rows: list[dict]) -> dict[str, dict[str, float]]:
+    "By rule and kind: `rate` and `overhead` that explain the seconds best, and how far they are `off`, as a factor."
     points = defaultdict(list)
     for r in rows:
         case = LayerCase(*(r[name] for name in ('taps', 'n', 'kind', 'channels', 'batch')))
@@ -148,15 +148,16 @@ def conv_rates(rows: list[dict]) -> dict[str, tuple[Rate, float]]:
     found = {}
     for way, pairs in sorted(points.items()):
         if len({f for f, _ in pairs}) < 2: continue
-        rate = fit_rate(*zip(*pairs))
-        found[way] = rate, max(max(t / expected(rate, f), expected(rate, f) / t) for f, t in pairs)
+        fit = fit_rate(*zip(*pairs))
+        factors = [t / (fit.overhead + f / fit.rate) for f, t in pairs]
+        found[way] = dict(rate=fit.rate, overhead=fit.overhead, off=max(max(x, 1 / x) for x in factors))
     return found
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #print-rates
-def rates_text(rates: dict[str, tuple[Rate, float]]) -> str:
+def rates_text(rates: dict[str, dict[str, float]]) -> str:
     "Fitted rates as entries of a table, (operations per second, overhead in seconds), with how far off they are."
-    return '\n'.join(f'{way!r}: ({rate.rate:.1e}, {rate.overhead:.1e}),     # at most {off:.2f} times off'
-                     for way, (rate, off) in rates.items())
+    return '\n'.join(f"{way!r}: ({r['rate']:.1e}, {r['overhead']:.1e}),     # at most {r['off']:.2f} times off"
+                     for way, r in rates.items())
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #calibrate
 def calibrate_convolutions(taps: tuple[int, ...] = (3, 31, 255, 2047),     # L
@@ -200,7 +201,7 @@ def bench_converted_conv(taps: tuple[int, ...] = (3, 15, 63, 255, 1023, 4095),  
         for kind, l, n in product(kinds, taps, lengths):
             record['rows'].append(layer_row(LayerCase(l, n, kind, channels, batch), speeds, repeat, seconds, limit))
             write_record(record, so_far)
-    record['rates'] = {way: vars(rate) | dict(off=off) for way, (rate, off) in conv_rates(record['rows']).items()}
+    record['rates'] = conv_rates(record['rows'])
     write_record(record, out)
     so_far.unlink(missing_ok=True)
     return converted_conv_table(record)
@@ -224,8 +225,7 @@ def converted_conv_table(record: dict) -> str:
     about = (f"{record['channels']} channels, batch {record['batch']}, float32, {record['threads']} threads. Median "
              f"milliseconds of a training step, {record['repeat']} rounds at most, and quartiles of the ratio. "
              f"A dash: a step takes more than {record['limit']:g} s.")
-    rates = {way: (Rate(r['rate'], r['overhead']), r['off']) for way, r in record['rates'].items()}
     head = ['layer', 'taps', 'N', *(f'{rule}, ms' for rule in names), 'auto chose', 'fastest', 'auto / fastest']
-    fitted = f'Fitted rates:\n\n```\n{rates_text(rates)}\n```'
+    fitted = '\n'.join(['Fitted rates:', '', '```', rates_text(record['rates']), '```'])
     table = markdown_table(head, lines, 'lrrrrrrll')
     return '\n\n'.join([table, about, aims_table(converted_conv_aims(record)), fitted])

@@ -187,8 +187,8 @@ def hard_table(rows: list[dict]) -> str:
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #tables
 _FFT_HEAD = ('N', 'D', 'layout', 'forward, ms', 'forward and backward, ms', 'unfused, ms', 'forward: unfused / ours',
-         'unfused / ours', 'unfused in bdn / ours', 'attention / ours', 'of copy bandwidth', 'memory / unfused',
-         'error')
+             'unfused / ours', 'unfused in bdn / ours', 'attention / ours', 'of copy bandwidth', 'memory / unfused',
+             'error')
 
 def _main_line(forward: dict, both: dict, base: dict, memory) -> list[str]:
     "Cells of one length and layout: a step forward, one forward and backward, and the baseline's."
