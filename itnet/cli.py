@@ -100,12 +100,14 @@ _BENCHMARKS = {'block': ('block_speed', 'bench_block', (), 'time and memory of I
                'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
                'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
                'converted': ('converted', 'bench_converted', ('small',), 'ResNet-50, GPT-2 and Mamba, converted whole, beside the originals'),
-               'relaxed': ('relaxed', 'bench_relaxed', (), 'trained networks with a constraint lifted, beside those that keep it')}
+               'relaxed': ('relaxed', 'bench_relaxed', (), 'trained networks with a constraint lifted, beside those that keep it'),
+               'convolutions': ('converted_conv', 'bench_converted_conv', (), 'converted convolution layers by every rule, and by auto'),
+               'against': ('fft_against', 'bench_fft_against', (), 'the step of itnet bench fft beside that of another commit, --commit HEAD~1')}
 
 def bench(argv: list[str]) -> int:
     "itnet bench NAME: measure, and write a record; without a name, the list of benchmarks"
     if not argv or argv[0] in ('-h', '--help'):
-        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:9} {b[-1]}' for name, b in _BENCHMARKS.items())]))
+        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:13}{b[-1]}' for name, b in _BENCHMARKS.items())]))
         return 0 if argv else 2
     if argv[0] not in _BENCHMARKS: raise unknown('benchmark', argv[0], _BENCHMARKS)
     import importlib

@@ -147,13 +147,19 @@ def integrals(model: nn.Module,
         for m, training in modes.items(): m.training = training
     return found
 
+# %% ../../nbs/special_cases/00_case.ipynb #integral-plan
+@patch
+def plan(self: Integral) -> str:
+    "Which rule integrates it, and why, in words."
+    if self.by_heads: return explain(self.kernel, self.measure, self.v.shape[-1], len(self.v))
+    groups = self.v.shape[-1] * self.y.shape[-1] // self.kernel.heads          # of G·O·C heads
+    matrices = mixing.mixing_of(self.kernel, self.measure, self.v.shape, groups, self.every)
+    return explain(self.kernel, self.measure, batch=len(self.v), mixing=matrices)
+
 # %% ../../nbs/special_cases/00_case.ipynb #explain
 def explain_integrals(model: nn.Module, example: tuple | dict) -> str:
-    "The plan of each distinct integral of a number for every pair. Arguments and errors as for `integrals`."
+    "The plan of each distinct integral, matrices between channels included. Arguments and errors as for `integrals`."
     alike = {}
     for name, each in integrals(model, example).items():
-        for i in each:
-            if not i.by_heads: continue
-            text = explain(i.kernel, i.measure, i.v.shape[-1], len(i.v))
-            alike.setdefault(text, []).append(f'{name}: {i.kind}'.removeprefix(': '))
+        for i in each: alike.setdefault(i.plan(), []).append(f'{name}: {i.kind}'.removeprefix(': '))
     return '\n\n'.join(f"{', '.join(names)}\n{text}" for text, names in alike.items())
