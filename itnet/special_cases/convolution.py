@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.stationary import Taps
 from ..kernel.given import skeleton
-from ..rule.mixing import Correlation
+from ..kernel.correlation import Correlation
 from .case import SpecialCase, converts, refuse
 from .equality import Choose, Drawn, LayerCase, tensor
 
