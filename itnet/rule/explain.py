@@ -10,7 +10,7 @@ from dataclasses import fields
 from torch import nn
 from ..measure.measure import Measure
 from ..measure.lags import INFINITE, box_shape, lag_box
-from ..conv.choice import choose_method, crop, describe
+from ..conv.choice import choose_method, crop
 from ..kernel.base import Kernel, core
 from .plan import ESTIMATES, choose, device_of, options
 from .monte_carlo import SAMPLES
@@ -36,7 +36,7 @@ def _convolution(kernel: Kernel, measure: Measure, rows: int) -> str:
     "How `fft` convolves with κ, on a CPU."
     box = lag_box(measure, core(kernel).structure.support)
     line, _ = crop(measure.shape, box_shape(box), tuple(-lo for lo, _ in box), measure.periodic[:measure.ndim])
-    return describe(choose_method(line, rows))
+    return choose_method(line, rows).describe()
 
 def explain(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rates: Rates | None = None) -> str:
     "The kernel's structure and every rule as text, cheapest first, the chosen one marked."
