@@ -34,7 +34,7 @@ def _save_factors(ctx, inputs, output):
 
 def _wanted(grads, need) -> list[Tensor | None]: return [d if n else None for d, n in zip(grads, need)]
 
-def _first(ctx, g):
+def _first_derivative(ctx, g):
     "The first derivative."
     grads = torch.ops.itnet.gated_conv_backward(g, *ctx.saved_tensors, ctx.origin, ctx.ring, ctx.method)
     return *_wanted(grads, ctx.needs_input_grad), None, None, None
@@ -50,7 +50,7 @@ def _plain_form(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, o
         y.append(z if post is None else z * term(post, r))
     return sum(y).to(x.dtype)
 
-def _second(ctx, *gs):
+def _second_derivative(ctx, *gs):
     "The second derivative, that of the first by autograd."
     g, *tensors = ctx.saved_tensors
     there = [t for t in tensors if t is not None]
@@ -115,8 +115,8 @@ def _register() -> torch.library.Library:
     exact = getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order)        # before torch 2.7
     lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(exact,))
     lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(exact,))
-    for name, run, shapes, gradient, vmap in (('gated_conv', run_conv, _shape, _first, _vmap),
-                                              ('gated_conv_backward', _op_backward, _shapes_back, _second, _vmap_back)):
+    for name, run, shapes, gradient, vmap in (('gated_conv', run_conv, _shape, _first_derivative, _vmap),
+                                              ('gated_conv_backward', _op_backward, _shapes_back, _second_derivative, _vmap_back)):
         for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
         torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)
         torch.library.register_autograd(f'itnet::{name}', gradient, setup_context=_save_factors, lib=lib)
@@ -207,8 +207,8 @@ def gated_fft_conv(u: Tensor,                                # (B, *S, D), one t
                   ) -> Tensor:                               # in the shape and dtype of u
     """post ⊙ (k ∗ (pre ⊙ u)) for each channel with its own filter, in O(N log N).
 
-    Zero outside the grid. Half precision is computed in float32; float64 if u or k is. The backward pass keeps nothing but
-    its inputs. ValueError where shapes, dtypes or the method do not fit. Source: convolution theorem; overlap-save.
+    Zero outside the grid. Half precision is computed in float32; float64 if u or k is. The backward pass keeps the
+    inputs only. ValueError where shapes, dtypes or the method do not fit. Source: convolution theorem; overlap-save.
     """
     origin = check_conv(u, k, origin, channels_last)
     if torch.float64 in (u.dtype, k.dtype): u = u.double()
