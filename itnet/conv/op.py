@@ -115,8 +115,9 @@ def _register() -> torch.library.Library:
     exact = getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order)        # before torch 2.7
     lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(exact,))
     lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(exact,))
-    for name, run, shapes, gradient, vmap in (('gated_conv', run_conv, _shape, _first_derivative, _vmap),
-                                              ('gated_conv_backward', _op_backward, _shapes_back, _second_derivative, _vmap_back)):
+    forward = 'gated_conv', run_conv, _shape, _first_derivative, _vmap
+    backward = 'gated_conv_backward', _op_backward, _shapes_back, _second_derivative, _vmap_back
+    for name, run, shapes, gradient, vmap in (forward, backward):
         for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
         torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)
         torch.library.register_autograd(f'itnet::{name}', gradient, setup_context=_save_factors, lib=lib)
