@@ -29,6 +29,7 @@ def interpreted() -> bool:
     "Triton is installed and its interpreter is on: kernels run on CPU tensors, slowly, for tests."
     return _triton() is not None and os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'yes', 'on', 'y')
 
+# %% ../../nbs/gpu/00_backend.ipynb #can-run
 def why_not(device: torch.device) -> str | None:
     "Why Triton kernels cannot run on tensors on that device; None if they can."
     device = torch.device(device)
@@ -63,6 +64,7 @@ def _of_compiler(error: BaseException) -> bool:
         tb = tb.tb_next
     return type(error).__module__.split('.')[0] == 'triton'
 
+# %% ../../nbs/gpu/00_backend.ipynb #attempt-plain
 def attempt(name: str,        # of the kernel, as reports show it
             fused,            # () -> result, by Triton
             plain             # () -> result, by torch

@@ -31,6 +31,7 @@ def _sums(gate, i, j, n, m, si, sj):
     high = G.to(tl.float32)
     return high, (G - high.to(tl.float64)).to(tl.float32), (end[None, :] - G).to(tl.float32), end
 
+# %% ../../nbs/gpu/30_chunk_kernels.ipynb #lower
 @triton.jit
 def _lower(high, low, i):
     "e^{g_(j+1) + ... + g_i} for j ≤ i, (C, C), zero above the diagonal: one gate for all features."

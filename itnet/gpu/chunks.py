@@ -20,6 +20,7 @@ MOST = 128           # features whose states fit into registers
 PARTS = None         # of a line; None: as many as keep the processors of the device busy
 WORK = 2**27         # numbers of states that the backward pass holds at a time, twice
 
+# %% ../../nbs/gpu/32_chunks.ipynb #tile-sizes
 @dataclass(frozen=True)
 class _Sizes:
     "What is integrated."
@@ -71,6 +72,7 @@ def _chunk_sizes(phi: Tensor | None, gate: Tensor | None, psi: Tensor | None, v:
                          'else use rule "scan" without this kernel')
     return _Sizes(B, H, N, R, d, gate is not None and gate.shape[-1] > 1, v.dtype != torch.float32)
 
+# %% ../../nbs/gpu/32_chunks.ipynb #near
 def _near(x: Tensor) -> Tensor:
     "x, copied where an offset within a tile would exceed 32 bits."
     return x if 64 * x.stride(2) + x.shape[3] * x.stride(3) < 2**31 else x.contiguous()
@@ -94,6 +96,7 @@ def parts(self: _Sizes, C: int, DB: int, device: torch.device) -> tuple[int, int
     length = -(-chunks // max(1, min(count, chunks)))
     return -(-chunks // length), length * C
 
+# %% ../../nbs/gpu/32_chunks.ipynb #walk-parts
 @patch
 def walk(self: _Sizes, x: Tensor, gate: Tensor, z: Tensor,
          start: Tensor,                              # (B, H, P, R, d), of each part of a line
@@ -159,6 +162,7 @@ def integrate(self: _Sizes, phi: Tensor, gate: Tensor, psi: Tensor, v: Tensor, s
     _, last, _ = self.walk(psi, gate, v, start, length, tiles, out=(y, self.weigh(phi, gate, psi, tiles[0]), phi))
     return y, last[:, :, -1].contiguous()
 
+# %% ../../nbs/gpu/32_chunks.ipynb #differentiate
 @patch
 def differentiate(self: _Sizes, phi, gate, psi, v, start, dy, dfinal, dphi, dgate, dpsi, dv) -> Tensor:
     "d start; the other gradients are written to the tensors given."
@@ -193,6 +197,7 @@ def _chunked_shapes(phi, gate, psi, v, start):
     s = _chunk_sizes(phi, gate, psi, v, start)
     return v.new_empty(v.shape), v.new_empty((s.B, s.H, s.R, s.d), dtype=torch.float32)
 
+# %% ../../nbs/gpu/32_chunks.ipynb #chunked-backward
 @torch.library.custom_op('itnet::chunked_backward', mutates_args=(),
                          schema=f'({_GIVEN}, Tensor dy, Tensor dfinal) -> Tensor[]')
 def _chunked_backward(phi, gate, psi, v, start, dy, dfinal):

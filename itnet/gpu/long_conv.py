@@ -83,6 +83,7 @@ def reaches(n: int, taps: int, dtype: torch.dtype) -> bool:
     "Whether the kernels compute a grid of n points with that many taps in that dtype."
     return 1 <= n <= LONGEST and taps >= 1 and dtype in KINDS
 
+# %% ../../nbs/gpu/10_long_conv.ipynb #launch-case
 @dataclass(frozen=True)
 class _Case:
     "What the launchers need to know."
@@ -148,6 +149,7 @@ def _launching(f):
         with torch.no_grad(), torch.cuda.device_of(x): return f(x, *args, **kw)
     return launched
 
+# %% ../../nbs/gpu/10_long_conv.ipynb #conv-launch
 @_launching
 def conv(x: Tensor,                        # (B, G, C, N)
          k: Tensor,                        # (G, R|1, L), any of the dtypes
@@ -196,6 +198,7 @@ class _Sum:
         if self.direct: return
         self.total[:, g, min(r, self.gate.shape[2] - 1)] += t.sum((0, 2) if len(self.gate) == 1 else 2)
 
+# %% ../../nbs/gpu/10_long_conv.ipynb #conv-backward
 @_launching
 def conv_backward(grad: Tensor,            # (B, G, C, N), of the result
                   x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin: int,      # as for `conv`

@@ -57,6 +57,7 @@ def _inner(n: int, need: int, pairs: int) -> dict:
     warps = 8 if rows > 64 else 4
     return dict(width=width, block=block, blocks=-(-count // block), rows=rows, items=items, warps=warps)
 
+# %% ../../nbs/gpu/08_monarch.ipynb #plan-choice
 def plan(n: int,                       # points of the grid
          need: int,                    # least period, as `reach_and_period` says
          pairs: int,                   # of rows that share a filter
@@ -105,6 +106,7 @@ def _outer_tables(outer: int, reach: int, row: int, columns: int, exact: bool, d
     far = _circle(_angles(row // columns, outer, row // columns * outer))
     return tuple(t.to(device) for t in (_dft(outer, reach, outer, exact), near.float(), far.float()))
 
+# %% ../../nbs/gpu/08_monarch.ipynb #tables-on-device
 def tables(p: Plan, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     "F_N1 (2|4, N1, R), F_N2 (2|4, N2, N2) and twiddles (2, N1, N2) of the inner transform."
     return _tables(p.height, p.rows, p.width, p.exact, device)
@@ -171,6 +173,7 @@ def planes(t, row, column, pitch, plane, ROWS: tl.constexpr, COLS: tl.constexpr,
     at = t + (row + tl.arange(0, ROWS))[:, None] * pitch + (column + tl.arange(0, COLS) % WIDTH)[None, :]
     return tl.load(at), tl.load(at + plane)
 
+# %% ../../nbs/gpu/08_monarch.ipynb #matrix
 @triton.jit
 def matrix(t, row, column, pitch, plane, ROWS: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr):
     "A tile of a matrix c - i s: halves of c, halves of s."
@@ -194,6 +197,7 @@ def forward(rh, rl, ih, il, ch, cl, sh, sl, tr, ti, fch, fcl, fsh, fsl,
     d = sums(bh, bl, fch, fcl, -ah, -al, fsh, fsl, BLOCK * P, W, EXACT)
     return c, d
 
+# %% ../../nbs/gpu/08_monarch.ipynb #backward
 @triton.jit
 def backward(c, d, yr, yi, ch, cl, sh, sl, tr, ti, fch, fcl, fsh, fsl,
              R: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, EXACT: tl.constexpr):

@@ -83,6 +83,7 @@ def _within(space, item, g, k, tile, G, OUTER, ROW, K: tl.constexpr, COLS: tl.co
     at = ((item.to(tl.int64) * 2 * G + g) * OUTER + k) * ROW + tile * COLS
     return space + at + tl.arange(0, K).to(tl.int64)[:, None] * ROW + tl.arange(0, COLS)[None, :]
 
+# %% ../../nbs/gpu/09_passes.ipynb #columns-in
 @triton.jit
 def _columns_in(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, space, w1, near, far,
                 B, C, N, G, OUTER, ROW, reach, tiles,

@@ -31,6 +31,7 @@ def _broadcast_all(phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor) -> tuple[
     if kappa.stride(1) not in (0, 1): kappa = kappa.contiguous()
     return phi.expand(shape), psi.expand(shape), kappa.expand(v.shape[1], -1)
 
+# %% ../../nbs/gpu/20_tile.ipynb #how-called
 def _how(kernel: str, phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool) -> dict:
     "What a kernel is called with besides tensors and their strides."
     kinds, R, D = {phi.dtype, psi.dtype, v.dtype}, phi.shape[-1], v.shape[-1]
@@ -92,6 +93,7 @@ def _fresh(x: Tensor, full: Tensor, v: Tensor, wanted: bool) -> Tensor:
     "Memory for a gradient, in float32 if it is to be summed over axes along which x was broadcast."
     return empty(full.shape if wanted else (0,), v, x.dtype if x.shape == full.shape else torch.float32)
 
+# %% ../../nbs/gpu/20_tile.ipynb #tile-backward
 @torch.library.custom_op('itnet::tile_backward', mutates_args=())
 def _tile_backward(g: Tensor, phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool,
                    rows: bool, columns: bool, diagonals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
