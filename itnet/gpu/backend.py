@@ -6,7 +6,10 @@
 __all__ = ['NEEDS', 'FAILED', 'POISON', 'interpreted', 'why_not', 'usable', 'attempt', 'empty']
 
 # %% ../../nbs/gpu/00_backend.ipynb #imports
-import importlib.util, os, re, warnings
+import importlib.util
+import os
+import re
+import warnings
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 import torch
@@ -26,35 +29,42 @@ def interpreted() -> bool:
     "Triton is installed and its interpreter is on: kernels run on CPU tensors, slowly, for tests."
     return _triton() is not None and os.environ.get('TRITON_INTERPRET', '0').lower() in ('1', 'true', 'yes', 'on', 'y')
 
+# %% ../../nbs/gpu/00_backend.ipynb #can-run
 def why_not(device: torch.device) -> str | None:
     "Why Triton kernels cannot run on tensors on that device; None if they can."
     device = torch.device(device)
     if _triton() is None: return 'triton is not installed: it comes with CUDA builds of torch'
-    if _triton() < NEEDS: return f'triton {".".join(map(str, _triton()))} is too old: version {".".join(map(str, NEEDS))} or later is needed'
+    if _triton() < NEEDS:
+        found, least = ('.'.join(map(str, v)) for v in (_triton(), NEEDS))
+        return f'triton {found} is too old: version {least} or later is needed'
     if interpreted(): return None
     if device.type == 'cpu': return 'tensors on the CPU: kernels run there under TRITON_INTERPRET=1 only, for tests'
-    if device.type != 'cuda' or torch.version.hip or not torch.cuda.is_available(): return f'no NVIDIA GPU behind device {device.type!r}'
+    if device.type != 'cuda' or torch.version.hip or not torch.cuda.is_available():
+        return f'no NVIDIA GPU behind device {device.type!r}'
     found = torch.cuda.get_device_capability(device)
     return None if found >= (8, 0) else f'compute capability {found[0]}.{found[1]}: 8.0 (Ampere) or later is needed'
 
 # %% ../../nbs/gpu/00_backend.ipynb #usable
 def usable(x: Tensor) -> bool:
     "Whether Triton kernels are to work on x: on a GPU where they can run, in single or half precision."
-    return x.device.type == 'cuda' and x.dtype in (torch.float32, torch.bfloat16, torch.float16) and why_not(x.device) is None
+    kinds = torch.float32, torch.bfloat16, torch.float16
+    return x.device.type == 'cuda' and x.dtype in kinds and why_not(x.device) is None
 
 # %% ../../nbs/gpu/00_backend.ipynb #attempt
 FAILED: dict[str, str] = {}          # kernel -> why it does not run here: its first error, one line
 
 def _of_compiler(error: BaseException) -> bool:
     "Whether Triton could not compile, load or launch a kernel."
-    if isinstance(error, (torch.OutOfMemoryError, ValueError)) or 'out of memory' in str(error).lower(): return False
+    if isinstance(error, (torch.OutOfMemoryError, ValueError)): return False
     if type(error).__name__ == 'InterpreterError': return False
+    if 'out of memory' in str(error).lower(): return False
     tb = error.__traceback__
-    while tb is not None:                                                     # raised by it, or by what it calls: ptxas, a C compiler
+    while tb is not None:                                     # raised by it, or by what it calls: ptxas, a C compiler
         if tb.tb_frame.f_globals.get('__name__', '').split('.')[0] == 'triton': return True
         tb = tb.tb_next
     return type(error).__module__.split('.')[0] == 'triton'
 
+# %% ../../nbs/gpu/00_backend.ipynb #attempt-plain
 def attempt(name: str,        # of the kernel, as reports show it
             fused,            # () -> result, by Triton
             plain             # () -> result, by torch
@@ -65,7 +75,8 @@ def attempt(name: str,        # of the kernel, as reports show it
         except Exception as error:
             if not _of_compiler(error): raise
             FAILED[name] = ' '.join(f'{type(error).__name__}: {error}'.split())[:200]
-            warnings.warn(f'the Triton kernel {name!r} does not run here, torch takes its place (see `itnet doctor`): {FAILED[name]}', RuntimeWarning, 2)
+            where = f'the Triton kernel {name!r} does not run here, torch takes its place (see `itnet doctor`)'
+            warnings.warn(f'{where}: {FAILED[name]}', RuntimeWarning, 2)
     return plain()
 
 # %% ../../nbs/gpu/00_backend.ipynb #empty

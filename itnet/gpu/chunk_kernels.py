@@ -11,24 +11,27 @@ import triton.language as tl
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #sums
 @triton.jit
-def _tile(x, i, j, n, m, si, sj):
+def _load_tile(x, i, j, n, m, si, sj):
     "x at positions i < n and columns j < m as float32, zeros elsewhere."
-    return tl.load(x + i[:, None] * si + j[None, :] * sj, mask=(i[:, None] < n) & (j[None, :] < m), other=0.).to(tl.float32)
+    there = (i[:, None] < n) & (j[None, :] < m)
+    return tl.load(x + i[:, None] * si + j[None, :] * sj, mask=there, other=0.).to(tl.float32)
 
 @triton.jit
-def _save(x, value, i, j, n, m):
+def _store_tile(x, value, i, j, n, m):
     "A tile to a contiguous (n, m)."
-    tl.store(x + i[:, None] * m + j[None, :], value.to(x.dtype.element_ty), mask=(i[:, None] < n) & (j[None, :] < m))
+    there = (i[:, None] < n) & (j[None, :] < m)
+    tl.store(x + i[:, None] * m + j[None, :], value.to(x.dtype.element_ty), mask=there)
 
 @triton.jit
 def _sums(gate, i, j, n, m, si, sj):
-    "Sums of the gates of a chunk: up to i, as two numbers high + low, and after i, (C, R|1); of all, (R|1,) in float64."
-    g = _tile(gate, i, j, n, m, si, sj)
+    "Sums of the gates of a chunk: up to i, as high + low, and after i, (C, R|1); of all, (R|1,) in float64."
+    g = _load_tile(gate, i, j, n, m, si, sj)
     g = tl.where(g < -1e4, -1e4, g).to(tl.float64)
     G, end = tl.cumsum(g, 0), tl.sum(g, 0)
     high = G.to(tl.float32)
     return high, (G - high.to(tl.float64)).to(tl.float32), (end[None, :] - G).to(tl.float32), end
 
+# %% ../../nbs/gpu/30_chunk_kernels.ipynb #lower
 @triton.jit
 def _lower(high, low, i):
     "e^{g_(j+1) + ... + g_i} for j ≤ i, (C, C), zero above the diagonal: one gate for all features."
@@ -37,17 +40,22 @@ def _lower(high, low, i):
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #kernel-walk
 @triton.jit
-def _walk(x, gate, z, phi, weights, start, y, states, last, total, H, N, R, d, P, length, blocks,
-          xb, xh, xn, xr, gb, gh, gn, gr, zb, zh, zn, zd, pb, ph, pn, pr, C: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr,
-          EACH: tl.constexpr, OUT: tl.constexpr, BACK: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr):
-    "The state on its way through one part of a line, or BACK its gradient, for a block of channels. OUT: y; KEEP: the state before each chunk."
+def _walk_chunks(x, gate, z, phi, weights, start, y, states, last, total, H, N, R, d, P, length, blocks,
+                 xb, xh, xn, xr, gb, gh, gn, gr, zb, zh, zn, zd, pb, ph, pn, pr,
+                 C: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, EACH: tl.constexpr, OUT: tl.constexpr,
+                 BACK: tl.constexpr, KEEP: tl.constexpr, PRECISION: tl.constexpr):
+    "The state, or BACK its gradient, through a part of a line, for some channels. OUT: y; KEEP: states before chunks."
     row, block = (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
     line, first = row // P, (row % P) * length
     b, h, chunks = line // H, line % H, (N + C - 1) // C
     RG: tl.constexpr = RB if EACH else 1
     m = R if EACH else 1
     i, r, k, e = tl.arange(0, C), tl.arange(0, RB), tl.arange(0, RG), block * DB + tl.arange(0, DB)
-    x += b * xb + h * xh; gate += b * gb + h * gh; z += b * zb + h * zh; phi += b * pb + h * ph; y += line * N * d
+    x += b * xb + h * xh
+    gate += b * gb + h * gh
+    z += b * zb + h * zh
+    phi += b * pb + h * ph
+    y += line * N * d
     at, inside = r[:, None] * d + e[None, :], (r[:, None] < R) & (e[None, :] < d)
     S, gone = tl.load(start + row * R * d + at, mask=inside, other=0.), tl.zeros((RG,), tl.float64)
     count = tl.minimum((N - first + C - 1) // C, length // C).to(tl.int32)
@@ -56,14 +64,15 @@ def _walk(x, gate, z, phi, weights, start, y, states, last, total, H, N, R, d, P
         n = (N - i0).to(tl.int32)
         if KEEP: tl.store(states + (line * chunks + i0 // C) * R * d + at, S, mask=inside)
         high, low, until, end = _sums(gate + i0 * gn, i, k, n, m, gn, gr)
-        K, X = _tile(x + i0 * xn, i, r, n, R, xn, xr), _tile(z + i0 * zn, i, e, n, d, zn, zd)
+        K, X = _load_tile(x + i0 * xn, i, r, n, R, xn, xr), _load_tile(z + i0 * zn, i, e, n, d, zn, zd)
         if OUT:
-            Q = _tile(phi + i0 * pn, i, r, n, R, pn, pr)
+            Q = _load_tile(phi + i0 * pn, i, r, n, R, pn, pr)
             if EACH: W = tl.load(weights + (line * chunks + i0 // C) * C * C + i[:, None] * C + i[None, :])
             else: W = tl.dot(Q, tl.trans(K), input_precision=PRECISION) * _lower(high, low, i)
             Y = tl.dot(W, X, tl.dot(Q * tl.exp(high), S, input_precision=PRECISION), input_precision=PRECISION)
-            _save(y + i0 * d, Y, i, e, n, d)
-        S = tl.dot(tl.trans(K * tl.exp(high if BACK else until)), X, S * tl.exp(end.to(tl.float32))[:, None], input_precision=PRECISION)
+            _store_tile(y + i0 * d, Y, i, e, n, d)
+        S = S * tl.exp(end.to(tl.float32))[:, None]
+        S = tl.dot(tl.trans(K * tl.exp(high if BACK else until)), X, S, input_precision=PRECISION)
         gone += end
     tl.store(last + row * R * d + at, S, mask=inside)
     tl.store(total + row * m + k, gone, mask=(k < m) & (block == 0))
@@ -75,17 +84,20 @@ def _decay(high, low):
     return tl.exp(tl.minimum((high[:, None, :] - high[None, :, :]) + (low[:, None, :] - low[None, :, :]), 0.))
 
 @triton.jit
-def _weigh(phi, gate, psi, weights, H, N, R, pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr, C: tl.constexpr, RK: tl.constexpr):
+def _weigh(phi, gate, psi, weights, H, N, R, pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr,
+           C: tl.constexpr, RK: tl.constexpr):
     "Σ_r φ_ir e^{g_(j+1)r + ... + g_ir} ψ_jr for j ≤ i in one chunk, RK features at a time."
     chunks, row = (N + C - 1) // C, tl.program_id(0).to(tl.int64)
     line, i0 = row // chunks, (row % chunks) * C
     b, h, n = line // H, line % H, (N - i0).to(tl.int32)
-    phi += b * pb + h * ph + i0 * pn; gate += b * gb + h * gh + i0 * gn; psi += b * sb + h * sh + i0 * sn
+    phi += b * pb + h * ph + i0 * pn
+    gate += b * gb + h * gh + i0 * gn
+    psi += b * sb + h * sh + i0 * sn
     i = tl.arange(0, C)
     W = tl.zeros((C, C), tl.float32)
     for r0 in range(0, R, RK):
         r = r0 + tl.arange(0, RK)
-        Q, K = _tile(phi, i, r, n, R, pn, pr), _tile(psi, i, r, n, R, sn, sr)
+        Q, K = _load_tile(phi, i, r, n, R, pn, pr), _load_tile(psi, i, r, n, R, sn, sr)
         high, low, _, _ = _sums(gate, i, r, n, R, gn, gr)
         W += tl.sum(Q[:, None, :] * K[None, :, :] * _decay(high, low), 2)
     tl.store(weights + row * C * C + i[:, None] * C + i[None, :], tl.where(i[:, None] >= i[None, :], W, 0.))
@@ -97,18 +109,20 @@ def _pairs(x, z, i, n, m, xn, xr, zn, zr, C: tl.constexpr, B: tl.constexpr, PREC
     M = tl.zeros((C, C), tl.float32)
     for j0 in range(0, m, B):
         j = j0 + tl.arange(0, B)
-        M = tl.dot(_tile(x, i, j, n, m, xn, xr), tl.trans(_tile(z, i, j, n, m, zn, zr)), M, input_precision=PRECISION)
+        X, Z = _load_tile(x, i, j, n, m, xn, xr), _load_tile(z, i, j, n, m, zn, zr)
+        M = tl.dot(X, tl.trans(Z), M, input_precision=PRECISION)
     return M
 
 @triton.jit
-def _far(v, dy, S, L, i, r, n, R, d, vn, vd, yn, yd, C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
+def _far(v, dy, S, L, i, r, n, R, d, vn, vd, yn, yd,
+         C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
     "dy Sᵀ and v Λᵀ, (C, RK), and Σ S Λ over channels, (RK,), for some of the features."
     dQ, dK, both = tl.zeros((C, RK), tl.float32), tl.zeros((C, RK), tl.float32), tl.zeros((RK,), tl.float32)
     for e0 in range(0, d, DB):
         e = e0 + tl.arange(0, DB)
-        s, l = _tile(S, r, e, R, d, d, 1), _tile(L, r, e, R, d, d, 1)
-        dQ = tl.dot(_tile(dy, i, e, n, d, yn, yd), tl.trans(s), dQ, input_precision=PRECISION)
-        dK = tl.dot(_tile(v, i, e, n, d, vn, vd), tl.trans(l), dK, input_precision=PRECISION)
+        s, l = _load_tile(S, r, e, R, d, d, 1), _load_tile(L, r, e, R, d, d, 1)
+        dQ = tl.dot(_load_tile(dy, i, e, n, d, yn, yd), tl.trans(s), dQ, input_precision=PRECISION)
+        dK = tl.dot(_load_tile(v, i, e, n, d, vn, vd), tl.trans(l), dK, input_precision=PRECISION)
         both += tl.sum(s * l, 1)
     return dQ, dK, both
 
@@ -119,23 +133,32 @@ def _through(pairs, i):
     return tl.sum(tl.where(i[None, :, None] < i[:, None, None], tl.cumsum(pairs, 0, reverse=True), 0.), 1)
 
 @triton.jit
-def _gate(before, after, both, i):
-    "The gradient of gate t by way of pairs from before the chunk, to after it, (C, features), and across it, (features,)."
-    earlier = tl.sum(tl.where(i[None, :, None] < i[:, None, None], after[None, :, :], 0.), 1)     # a sum less its last term would not be exact
+def _gate_gradient(before, after, both, i):
+    "The gradient of gate t by pairs from before the chunk, to after it, (C, features), and across it, (features,)."
+    before_i = i[None, :, None] < i[:, None, None]                      # a sum less its last term would not be exact
+    earlier = tl.sum(tl.where(before_i, after[None, :, :], 0.), 1)
     return tl.cumsum(before, 0, reverse=True) + earlier + both[None, :]
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #backward
 @triton.jit
-def _backward(phi, gate, psi, v, dy, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
+def _chunk_gradients(phi, gate, psi, v, dy, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
               pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr, vb, vh, vn, vd, yb, yh, yn, yd,
               C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
-    "Gradients in one chunk, from the state before it and the gradient of the state after it: one gate for all features."
+    "Gradients in one chunk, from the state before it and the gradient of that after it: one gate for all features."
     chunks, row = (N + C - 1) // C, tl.program_id(0).to(tl.int64)
     line, i0 = row // chunks, (row % chunks) * C
     b, h, n, i, one = line // H, line % H, (N - i0).to(tl.int32), tl.arange(0, C), tl.arange(0, 1)
-    phi += b * pb + h * ph + i0 * pn; gate += b * gb + h * gh + i0 * gn; psi += b * sb + h * sh + i0 * sn
-    v += b * vb + h * vh + i0 * vn; dy += b * yb + h * yh + i0 * yn; states += row * R * d; grads += row * R * d
-    dphi += (line * N + i0) * R; dpsi += (line * N + i0) * R; dgate += line * N + i0; dv += (line * N + i0) * d
+    phi += b * pb + h * ph + i0 * pn
+    gate += b * gb + h * gh + i0 * gn
+    psi += b * sb + h * sh + i0 * sn
+    v += b * vb + h * vh + i0 * vn
+    dy += b * yb + h * yh + i0 * yn
+    states += row * R * d
+    grads += row * R * d
+    dphi += (line * N + i0) * R
+    dpsi += (line * N + i0) * R
+    dgate += line * N + i0
+    dv += (line * N + i0) * d
     high, low, until, end = _sums(gate, i, one, n, 1, gn, gr)
     E, since, until = _lower(high, low, i), tl.exp(high), tl.exp(until)
     W = _pairs(phi, psi, i, n, R, pn, pr, sn, sr, C, RK, PRECISION) * E
@@ -144,50 +167,63 @@ def _backward(phi, gate, psi, v, dy, states, grads, dphi, dgate, dpsi, dv, H, N,
     before, after, through = tl.zeros((C, 1), tl.float32), tl.zeros((C, 1), tl.float32), tl.zeros((1,), tl.float32)
     for e0 in range(0, d, DB):
         e = e0 + tl.arange(0, DB)
-        X = tl.dot(tl.trans(W), _tile(dy, i, e, n, d, yn, yd), input_precision=PRECISION)
+        X = tl.dot(tl.trans(W), _load_tile(dy, i, e, n, d, yn, yd), input_precision=PRECISION)
         for r0 in range(0, R, RK):
             r = r0 + tl.arange(0, RK)
-            X = tl.dot(_tile(psi, i, r, n, R, sn, sr) * until, _tile(grads, r, e, R, d, d, 1), X, input_precision=PRECISION)
-        _save(dv, X, i, e, n, d)
+            K, L = _load_tile(psi, i, r, n, R, sn, sr) * until, _load_tile(grads, r, e, R, d, d, 1)
+            X = tl.dot(K, L, X, input_precision=PRECISION)
+        _store_tile(dv, X, i, e, n, d)
     for r0 in range(0, R, RK):
         r = r0 + tl.arange(0, RK)
         dQ, dK, both = _far(v, dy, states, grads, i, r, n, R, d, vn, vd, yn, yd, C, RK, DB, PRECISION)
-        Q, K, dQ, dK = _tile(phi, i, r, n, R, pn, pr), _tile(psi, i, r, n, R, sn, sr), dQ * since, dK * until
-        before, after, through = before + tl.sum(Q * dQ, 1)[:, None], after + tl.sum(K * dK, 1)[:, None], through + tl.sum(both, 0)
-        _save(dphi, tl.dot(E, K, dQ, input_precision=PRECISION), i, r, n, R)
-        _save(dpsi, tl.dot(tl.trans(E), Q, dK, input_precision=PRECISION), i, r, n, R)
-    _save(dgate, within + _gate(before, after, through * tl.exp(end.to(tl.float32)), i), i, one, n, 1)
+        Q, K = _load_tile(phi, i, r, n, R, pn, pr), _load_tile(psi, i, r, n, R, sn, sr)
+        dQ, dK = dQ * since, dK * until
+        before, after = before + tl.sum(Q * dQ, 1)[:, None], after + tl.sum(K * dK, 1)[:, None]
+        through = through + tl.sum(both, 0)
+        _store_tile(dphi, tl.dot(E, K, dQ, input_precision=PRECISION), i, r, n, R)
+        _store_tile(dpsi, tl.dot(tl.trans(E), Q, dK, input_precision=PRECISION), i, r, n, R)
+    _store_tile(dgate, within + _gate_gradient(before, after, through * tl.exp(end.to(tl.float32)), i), i, one, n, 1)
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #backward-each
 @triton.jit
-def _backward_each(phi, gate, psi, v, dy, weights, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
+def _chunk_gradients_each(phi, gate, psi, v, dy, weights, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
                    pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr, vb, vh, vn, vd, yb, yh, yn, yd,
                    C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
-    "The same with a gate for each feature."
+    "Gradients in one chunk, from the state before it and the gradient of that after it: a gate for each feature."
     chunks, row = (N + C - 1) // C, tl.program_id(0).to(tl.int64)
     line, i0 = row // chunks, (row % chunks) * C
     b, h, n, i = line // H, line % H, (N - i0).to(tl.int32), tl.arange(0, C)
-    phi += b * pb + h * ph + i0 * pn; gate += b * gb + h * gh + i0 * gn; psi += b * sb + h * sh + i0 * sn
-    v += b * vb + h * vh + i0 * vn; dy += b * yb + h * yh + i0 * yn; states += row * R * d; grads += row * R * d
-    dphi += (line * N + i0) * R; dpsi += (line * N + i0) * R; dgate += (line * N + i0) * R; dv += (line * N + i0) * d
+    phi += b * pb + h * ph + i0 * pn
+    gate += b * gb + h * gh + i0 * gn
+    psi += b * sb + h * sh + i0 * sn
+    v += b * vb + h * vh + i0 * vn
+    dy += b * yb + h * yh + i0 * yn
+    states += row * R * d
+    grads += row * R * d
+    dphi += (line * N + i0) * R
+    dpsi += (line * N + i0) * R
+    dgate += (line * N + i0) * R
+    dv += (line * N + i0) * d
     W = tl.load(weights + row * C * C + i[:, None] * C + i[None, :])
     for e0 in range(0, d, DB):
         e = e0 + tl.arange(0, DB)
-        X = tl.dot(tl.trans(W), _tile(dy, i, e, n, d, yn, yd), input_precision=PRECISION)
+        X = tl.dot(tl.trans(W), _load_tile(dy, i, e, n, d, yn, yd), input_precision=PRECISION)
         for r0 in range(0, R, RK):
             r = r0 + tl.arange(0, RK)
             high, low, until, end = _sums(gate, i, r, n, R, gn, gr)
-            X = tl.dot(_tile(psi, i, r, n, R, sn, sr) * tl.exp(until), _tile(grads, r, e, R, d, d, 1), X, input_precision=PRECISION)
-        _save(dv, X, i, e, n, d)
+            K, L = _load_tile(psi, i, r, n, R, sn, sr) * tl.exp(until), _load_tile(grads, r, e, R, d, d, 1)
+            X = tl.dot(K, L, X, input_precision=PRECISION)
+        _store_tile(dv, X, i, e, n, d)
     M = _pairs(dy, v, i, n, d, yn, yd, vn, vd, C, DB, PRECISION)
     M = tl.where(i[:, None] >= i[None, :], M, 0.)
     for r0 in range(0, R, RK):
         r = r0 + tl.arange(0, RK)
         dQ, dK, both = _far(v, dy, states, grads, i, r, n, R, d, vn, vd, yn, yd, C, RK, DB, PRECISION)
-        Q, K = _tile(phi, i, r, n, R, pn, pr), _tile(psi, i, r, n, R, sn, sr)
+        Q, K = _load_tile(phi, i, r, n, R, pn, pr), _load_tile(psi, i, r, n, R, sn, sr)
         high, low, until, end = _sums(gate, i, r, n, R, gn, gr)
         dQ, dK, Z = dQ * tl.exp(high), dK * tl.exp(until), M[:, :, None] * _decay(high, low)
-        dG = _gate(Q * dQ, K * dK, tl.exp(end.to(tl.float32)) * both, i) + _through(Z * Q[:, None, :] * K[None, :, :], i)
-        _save(dphi, dQ + tl.sum(Z * K[None, :, :], 1), i, r, n, R)
-        _save(dpsi, dK + tl.sum(Z * Q[:, None, :], 0), i, r, n, R)
-        _save(dgate, dG, i, r, n, R)
+        dG = _gate_gradient(Q * dQ, K * dK, tl.exp(end.to(tl.float32)) * both, i)
+        dG += _through(Z * Q[:, None, :] * K[None, :, :], i)
+        _store_tile(dphi, dQ + tl.sum(Z * K[None, :, :], 1), i, r, n, R)
+        _store_tile(dpsi, dK + tl.sum(Z * Q[:, None, :], 0), i, r, n, R)
+        _store_tile(dgate, dG, i, r, n, R)

@@ -13,17 +13,22 @@ import triton
 from fastcore.basics import patch
 from torch import Tensor
 from .backend import empty
-from .chunk_kernels import _backward, _backward_each, _walk, _weigh
+from .chunk_kernels import _chunk_gradients, _chunk_gradients_each, _walk_chunks, _weigh
 
 # %% ../../nbs/gpu/32_chunks.ipynb #sizes
 MOST = 128           # features whose states fit into registers
 PARTS = None         # of a line; None: as many as keep the processors of the device busy
 WORK = 2**27         # numbers of states that the backward pass holds at a time, twice
 
+# %% ../../nbs/gpu/32_chunks.ipynb #tile-sizes
 @dataclass(frozen=True)
 class _Sizes:
     "What is integrated."
-    B: int; H: int; N: int; R: int; d: int
+    B: int              # batch elements
+    H: int              # heads
+    N: int              # positions
+    R: int              # features
+    d: int              # channels
     each: bool          # a gate for each feature
     half: bool          # v has 16 bits
 
@@ -37,33 +42,47 @@ class _Sizes:
         "Positions per chunk, channels per block, warps and stages of a walk."
         F, most = self.features, 64 if self.half else 32             # three products take more registers than one
         if self.each: C = 32 if backward and F > 32 else 16
-        else: C = 64 if backward else 32 if F <= 2 * most else 16
+        elif backward: C = 64
+        else: C = 32 if F <= 2 * most else 16
         return C, self.channels(64 if F <= 32 else most), 8 if F > most else 4, 1 if F > 2 * most else 2
 
 # %% ../../nbs/gpu/32_chunks.ipynb #check
-def _sizes(phi: Tensor | None, gate: Tensor | None, psi: Tensor | None, v: Tensor, start: Tensor | None) -> _Sizes:
-    "ValueError for what does not fit."
+def _check_chunk_input(name: str, x: Tensor, full: tuple[int, ...], v: Tensor) -> None:
+    "ValueError if a tensor does not fit beside v: all but `start` may have length 1 along some axes."
+    exact = name == 'start'
+    if x.ndim != 4 or any(n != most and (n != 1 or exact) for n, most in zip(x.shape, full)):
+        also = '' if exact else ', or 1 along some axes'
+        raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit: expected {tuple(full)}{also}')
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f'{name} of dtype {x.dtype}: expected float32, bfloat16 or float16')
+    if x.device != v.device: raise ValueError(f'{name} is on {x.device} and v on {v.device}: put both on one device')
+
+def _chunk_sizes(phi: Tensor | None, gate: Tensor | None, psi: Tensor | None, v: Tensor, start: Tensor | None
+                ) -> _Sizes:
+    "What is integrated. ValueError for what does not fit."
     if v.ndim != 4: raise ValueError(f'v of shape {tuple(v.shape)}: expected (B, H, N, d)')
     B, H, N, d = v.shape
-    given = {name: x for name, x in (('phi', phi), ('gate', gate), ('psi', psi), ('start', start), ('v', v)) if x is not None}
-    R = start.shape[2] if start is not None and start.ndim == 4 else max([1, *[x.shape[-1] for x in (phi, gate, psi) if x is not None and x.ndim]])
-    for name, x in given.items():
-        full = (B, H, N, R) if name in ('phi', 'gate', 'psi') else (B, H, R, d) if name == 'start' else v.shape
-        if x.ndim != 4 or any(n != most and (n != 1 or name == 'start') for n, most in zip(x.shape, full)):
-            raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit: expected {tuple(full)}{", or 1 along some axes" if name != "start" else ""}')
-        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16): raise ValueError(f'{name} of dtype {x.dtype}: expected float32, bfloat16 or float16')
-        if x.device != v.device: raise ValueError(f'{name} is on {x.device} and v on {v.device}: put both on one device')
-    if R > MOST: raise ValueError(f'a state of {R} features does not fit into registers: at most {MOST} here, else use rule "scan" without this kernel')
+    R = max([1, *[x.shape[-1] for x in (phi, gate, psi) if x is not None and x.ndim]])
+    if start is not None and start.ndim == 4: R = start.shape[2]
+    full = dict(phi=(B, H, N, R), gate=(B, H, N, R), psi=(B, H, N, R), start=(B, H, R, d), v=v.shape)
+    for name, x in dict(phi=phi, gate=gate, psi=psi, start=start, v=v).items():
+        if x is not None: _check_chunk_input(name, x, full[name], v)
+    if R > MOST:
+        raise ValueError(f'a state of {R} features does not fit into registers: at most {MOST} here, '
+                         'else use rule "scan" without this kernel')
     return _Sizes(B, H, N, R, d, gate is not None and gate.shape[-1] > 1, v.dtype != torch.float32)
 
+# %% ../../nbs/gpu/32_chunks.ipynb #near
 def _near(x: Tensor) -> Tensor:
     "x, copied where an offset within a tile would exceed 32 bits."
     return x if 64 * x.stride(2) + x.shape[3] * x.stride(3) < 2**31 else x.contiguous()
 
 @patch
 def whole(self: _Sizes, phi: Tensor | None, gate: Tensor | None, psi: Tensor | None, v: Tensor) -> tuple[Tensor, ...]:
-    "All of them, (B, H, N, ·), without copies."
-    fill = lambda x, value, r: _near((v.new_full((1, 1, 1, 1), value) if x is None else x).expand(self.B, self.H, self.N, r))
+    "φ, gates, ψ and v, (B, H, N, ·), without copies; 1, 0 and 1 for those that are not there."
+    def fill(x: Tensor | None, value: float, r: int) -> Tensor:
+        if x is None: x = v.new_full((1, 1, 1, 1), value)
+        return _near(x.expand(self.B, self.H, self.N, r))
     return fill(phi, 1., self.R), fill(gate, 0., self.R if self.each else 1), fill(psi, 1., self.R), _near(v)
 
 # %% ../../nbs/gpu/32_chunks.ipynb #walk
@@ -71,40 +90,56 @@ def whole(self: _Sizes, phi: Tensor | None, gate: Tensor | None, psi: Tensor | N
 def parts(self: _Sizes, C: int, DB: int, device: torch.device) -> tuple[int, int]:
     "Into how many parts a line is cut, and of how many positions."
     chunks, programs = -(-self.N // C), self.B * self.H * -(-self.d // DB)
-    count = PARTS or (min(2 * torch.cuda.get_device_properties(device).multi_processor_count // programs, chunks // 4) if device.type == 'cuda' else 1)
+    count = PARTS or 1
+    if not PARTS and device.type == 'cuda':
+        count = min(2 * torch.cuda.get_device_properties(device).multi_processor_count // programs, chunks // 4)
     length = -(-chunks // max(1, min(count, chunks)))
     return -(-chunks // length), length * C
 
+# %% ../../nbs/gpu/32_chunks.ipynb #walk-parts
 @patch
-def walk(self: _Sizes, x: Tensor, gate: Tensor, z: Tensor, start: Tensor, length: int, tiles, back=False, keep=False, out=None) -> tuple[Tensor, ...]:
-    "The states before chunks (if kept) and after parts, and sums of gates of parts; start (B, H, P, R, d); out: y to fill, weights, φ."
+def walk(self: _Sizes, x: Tensor, gate: Tensor, z: Tensor,
+         start: Tensor,                              # (B, H, P, R, d), of each part of a line
+         length: int,                                # of a part
+         tiles: tuple[int, int, int, int],           # as `tiles` says
+         back: bool = False,                         # the gradient, from the end
+         keep: bool = False,                         # the states before all chunks
+         out: tuple[Tensor, ...] | None = None       # y to fill, weights, φ
+        ) -> tuple[Tensor, Tensor, Tensor]:
+    "The states before chunks (if kept) and after parts, and sums of gates of parts."
     (C, DB, warps, stages), P, blocks = tiles, start.shape[2], -(-self.d // tiles[1])
     states = empty((self.B, self.H, -(-self.N // C), self.R, self.d) if keep else (1,), start)
     last, total = empty(start.shape, start), empty((self.B, self.H, P, gate.shape[-1]), start, torch.float64)
     y, weights, phi = (states, states, x) if out is None else out
-    _walk[(self.B * self.H * P * blocks,)](
+    strides = *x.stride(), *gate.stride(), *z.stride(), *phi.stride()
+    how = dict(EACH=self.each, OUT=out is not None, BACK=back, KEEP=keep, PRECISION=self.precision)
+    _walk_chunks[(self.B * self.H * P * blocks,)](
         x, gate, z, phi, weights, start, y, states, last, total, self.H, self.N, self.R, self.d, P, length, blocks,
-        *x.stride(), *gate.stride(), *z.stride(), *phi.stride(), C=C, RB=self.features, DB=DB, EACH=self.each, OUT=out is not None, BACK=back, KEEP=keep,
-        PRECISION=self.precision, num_warps=warps, num_stages=stages)
+        *strides, C=C, RB=self.features, DB=DB, **how, num_warps=warps, num_stages=stages)
     return states, last, total
 
 # %% ../../nbs/gpu/32_chunks.ipynb #starts
-def _carry(U: Tensor, total: Tensor, start: Tensor) -> Tensor:
-    "The states in which parts begin, from the first, (B, H, R, d), what each leaves behind, (B, H, P, R, d), and its sum of gates, (B, H, P, R|1)."
+def _carry(U: Tensor,             # (B, H, P, R, d), what each part leaves behind
+           total: Tensor,         # (B, H, P, R|1), sums of its gates
+           start: Tensor          # (B, H, R, d), the state in which the first begins
+          ) -> Tensor:            # (B, H, P, R, d)
+    "The states in which parts begin."
     x = torch.cat([start.unsqueeze(2), U[:, :, :-1]], 2)
     G = F.pad(total[:, :, :-1], (0, 0, 1, 0)).cumsum(2).mT
-    M = (G.unsqueeze(-1) - G.unsqueeze(-2)).clamp(max=0).exp().tril().to(x.dtype)                       # (B, H, R|1, P, P)
+    M = (G.unsqueeze(-1) - G.unsqueeze(-2)).clamp(max=0).exp().tril().to(x.dtype)              # (B, H, R|1, P, P)
     with torch.autocast(x.device.type, enabled=False): return (M @ x.transpose(2, 3)).transpose(2, 3)
 
 @patch
-def starts(self: _Sizes, x: Tensor, gate: Tensor, z: Tensor, start: Tensor | None, tiles, back=False) -> tuple[Tensor, int]:
-    "The states in which the parts of a line begin, or BACK their gradients where parts end, (B, H, P, R, d), and the length of a part."
+def starts(self: _Sizes, x: Tensor, gate: Tensor, z: Tensor, start: Tensor | None, tiles: tuple[int, int, int, int],
+           back: bool = False) -> tuple[Tensor, int]:
+    "The states in which parts begin, or BACK the gradients where they end, (B, H, P, R, d), and the length of a part."
     P, length = self.parts(*tiles[:2], z.device)
     zeros = torch.zeros(self.B, self.H, P, self.R, self.d, device=z.device)
     start = zeros[:, :, 0] if start is None else start.float()
     if P == 1: return start.unsqueeze(2).contiguous(), length
     _, U, total = self.walk(x, gate, z, zeros, length, tiles, back)
-    return (_carry(U.flip(2), total.flip(2), start).flip(2) if back else _carry(U, total, start)).contiguous(), length
+    if back: return _carry(U.flip(2), total.flip(2), start).flip(2).contiguous(), length
+    return _carry(U, total, start).contiguous(), length
 
 # %% ../../nbs/gpu/32_chunks.ipynb #run
 @patch
@@ -113,28 +148,36 @@ def weigh(self: _Sizes, phi: Tensor, gate: Tensor, psi: Tensor, C: int) -> Tenso
     if not self.each: return gate
     chunks = -(-self.N // C)
     weights = empty((self.B, self.H, chunks, C, C), gate, torch.float32)
-    _weigh[(self.B * self.H * chunks,)](phi, gate, psi, weights, self.H, self.N, self.R, *phi.stride(), *gate.stride(), *psi.stride(),
+    strides = *phi.stride(), *gate.stride(), *psi.stride()
+    _weigh[(self.B * self.H * chunks,)](phi, gate, psi, weights, self.H, self.N, self.R, *strides,
                                         C=C, RK=8 if C == 16 else 4, num_warps=4, num_stages=1)
     return weights
 
 @patch
-def integrate(self: _Sizes, phi: Tensor, gate: Tensor, psi: Tensor, v: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def integrate(self: _Sizes, phi: Tensor, gate: Tensor, psi: Tensor, v: Tensor, start: Tensor | None
+             ) -> tuple[Tensor, Tensor]:
+    "y, and the state that is left behind."
     tiles, y = self.tiles(False), empty(v.shape, v)
     start, length = self.starts(psi, gate, v, start, tiles)
     _, last, _ = self.walk(psi, gate, v, start, length, tiles, out=(y, self.weigh(phi, gate, psi, tiles[0]), phi))
     return y, last[:, :, -1].contiguous()
 
+# %% ../../nbs/gpu/32_chunks.ipynb #differentiate
 @patch
 def differentiate(self: _Sizes, phi, gate, psi, v, start, dy, dfinal, dphi, dgate, dpsi, dv) -> Tensor:
     "d start; the other gradients are written to the tensors given."
     C, *_ = tiles = self.tiles(True)
     begin, length = self.starts(psi, gate, v, start, tiles)
     end, _ = self.starts(phi, gate, dy, dfinal, tiles, back=True)
-    states, (grads, last, _) = self.walk(psi, gate, v, begin, length, tiles, keep=True)[0], self.walk(phi, gate, dy, end, length, tiles, back=True, keep=True)
-    grid, outs, sizes = (self.B * self.H * -(-self.N // C),), (states, grads, dphi, dgate, dpsi, dv), (self.H, self.N, self.R, self.d)
-    strides, how = [n for x in (phi, gate, psi, v, dy) for n in x.stride()], dict(C=C, DB=self.channels(32), PRECISION=self.precision, num_stages=1)
+    states, _, _ = self.walk(psi, gate, v, begin, length, tiles, keep=True)
+    grads, last, _ = self.walk(phi, gate, dy, end, length, tiles, back=True, keep=True)
     weights = [self.weigh(phi, gate, psi, C)] if self.each else []
-    kernel, RK, warps = (_backward_each, 16, 4 if C == 16 else 8) if self.each else (_backward, min(32 if self.half else 16, self.features), 8)
+    outs, sizes = (states, grads, dphi, dgate, dpsi, dv), (self.H, self.N, self.R, self.d)
+    strides = [n for x in (phi, gate, psi, v, dy) for n in x.stride()]
+    how = dict(C=C, DB=self.channels(32), PRECISION=self.precision, num_stages=1)
+    if self.each: kernel, RK, warps = _chunk_gradients_each, 16, 4 if C == 16 else 8
+    else: kernel, RK, warps = _chunk_gradients, min(32 if self.half else 16, self.features), 8
+    grid = self.B * self.H * -(-self.N // C),
     kernel[grid](phi, gate, psi, v, dy, *weights, *outs, *sizes, *strides, RK=RK, num_warps=warps, **how)
     return last[:, :, 0]
 
@@ -143,20 +186,25 @@ _GIVEN = 'Tensor? phi, Tensor? gate, Tensor? psi, Tensor v, Tensor? start'
 
 @torch.library.custom_op('itnet::chunked', mutates_args=(), schema=f'({_GIVEN}) -> (Tensor, Tensor)')
 def _chunked(phi, gate, psi, v, start):
-    s = _sizes(phi, gate, psi, v, start)
-    if not v.numel(): return v.new_empty(v.shape), v.new_zeros(s.B, s.H, s.R, s.d, dtype=torch.float32) if start is None else start.to(torch.float32, copy=True)
+    s = _chunk_sizes(phi, gate, psi, v, start)
+    if not v.numel():
+        if start is None: start = v.new_zeros(s.B, s.H, s.R, s.d)
+        return v.new_empty(v.shape), start.to(torch.float32, copy=True)
     with torch.cuda.device_of(v): return s.integrate(*s.whole(phi, gate, psi, v), start)
 
 @_chunked.register_fake
-def _(phi, gate, psi, v, start):
-    s = _sizes(phi, gate, psi, v, start)
+def _chunked_shapes(phi, gate, psi, v, start):
+    s = _chunk_sizes(phi, gate, psi, v, start)
     return v.new_empty(v.shape), v.new_empty((s.B, s.H, s.R, s.d), dtype=torch.float32)
 
-@torch.library.custom_op('itnet::chunked_backward', mutates_args=(), schema=f'({_GIVEN}, Tensor dy, Tensor dfinal) -> Tensor[]')
+# %% ../../nbs/gpu/32_chunks.ipynb #chunked-backward
+@torch.library.custom_op('itnet::chunked_backward', mutates_args=(),
+                         schema=f'({_GIVEN}, Tensor dy, Tensor dfinal) -> Tensor[]')
 def _chunked_backward(phi, gate, psi, v, start, dy, dfinal):
-    s, given = _sizes(phi, gate, psi, v, start), (phi, gate, psi, v)
+    s, given = _chunk_sizes(phi, gate, psi, v, start), (phi, gate, psi, v)
     shapes = [(s.B, s.H, s.N, r) for r in (s.R, s.R if s.each else 1, s.R, s.d)]
-    grads = [empty(shape, v, x.dtype if x is not None and x.shape == shape else torch.float32) for x, shape in zip(given, shapes)]
+    kinds = [x.dtype if x is not None and x.shape == shape else torch.float32 for x, shape in zip(given, shapes)]
+    grads = [empty(shape, v, kind) for shape, kind in zip(shapes, kinds)]
     step, dstart = max(1, WORK // max(1, s.H * -(-s.N // s.tiles(True)[0]) * s.R * s.d)), [dfinal[:0]]
     with torch.cuda.device_of(v):
         for i in range(0, s.B, step) if v.numel() else ():
@@ -166,7 +214,8 @@ def _chunked_backward(phi, gate, psi, v, start, dy, dfinal):
     return [v.new_empty(0) if x is None else g.sum_to_size(x.shape).to(x.dtype) for x, g in zip((*given, start), grads)]
 
 @_chunked_backward.register_fake
-def _(phi, gate, psi, v, start, dy, dfinal): return [v.new_empty(0) if x is None else x.new_empty(x.shape) for x in (phi, gate, psi, v, start)]
+def _chunked_backward_shapes(phi, gate, psi, v, start, dy, dfinal):
+    return [v.new_empty(0) if x is None else x.new_empty(x.shape) for x in (phi, gate, psi, v, start)]
 
 # %% ../../nbs/gpu/32_chunks.ipynb #autograd
 def _save_inputs(ctx, inputs, output): ctx.save_for_backward(*inputs)
@@ -175,22 +224,23 @@ def _differentiate(ctx, dy, dfinal):
     grads = _chunked_backward(*ctx.saved_tensors, dy, dfinal)
     return tuple(None if x is None else g for x, g in zip(ctx.saved_tensors, grads))
 
-def _no_second(ctx, *grads): raise RuntimeError('the chunked kernel has no second derivative: use rule "scan" without it')
+def _no_second(ctx, *grads):
+    raise RuntimeError('the chunked kernel has no second derivative: use rule "scan" without it')
 
 _chunked.register_autograd(_differentiate, setup_context=_save_inputs)
 _chunked_backward.register_autograd(_no_second)
 
 # %% ../../nbs/gpu/32_chunks.ipynb #chunked
 def chunked(phi: Tensor | None,             # (B|1, H|1, N|1, R|1) at the outputs; None: 1
-            gate: Tensor | None,            # (B|1, H|1, N|1, R|1) logs ≤ 0 of what each step lets through; None: nothing is forgotten
+            gate: Tensor | None,            # (B|1, H|1, N|1, R|1) logs ≤ 0 of what each step lets through; None: all
             psi: Tensor | None,             # (B|1, H|1, N|1, R|1) at the inputs; None: 1
             v: Tensor,                      # (B, H, N, d)
             start: Tensor | None = None     # (B, H, R, d) what was left behind before; None: nothing
-           ) -> tuple[Tensor, Tensor]:      # (B, H, N, d) in the dtype of v, and what is left behind, (B, H, R, d) float32
+           ) -> tuple[Tensor, Tensor]:      # (B, H, N, d) in the dtype of v; what is left behind, (B, H, R, d) float32
     """y_i = Σ_r φ_ir (e^{g_1r + ... + g_ir} start_r + Σ_{j ≤ i} e^{g_(j+1)r + ... + g_ir} ψ_jr v_j) by one kernel.
 
-    ValueError for shapes that do not fit, float64, or more than 128 features. Source: chunkwise linear attention with decay
-    (Yang et al. 2024, arXiv:2312.06635; Dao and Gu 2024, arXiv:2405.21060).
+    ValueError for shapes that do not fit, float64, or more than 128 features. Source: chunkwise linear attention with
+    decay (Yang et al. 2024, arXiv:2312.06635; Dao and Gu 2024, arXiv:2405.21060).
     """
-    _sizes(phi, gate, psi, v, start)
+    _chunk_sizes(phi, gate, psi, v, start)
     return _chunked(phi, gate, psi, v, start)

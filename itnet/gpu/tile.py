@@ -6,90 +6,44 @@
 __all__ = ['EMPTY', 'PROGRAMS', 'tile']
 
 # %% ../../nbs/gpu/20_tile.ipynb #imports
-from typing import Optional
+from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 from .backend import empty, interpreted, why_not
-
-# %% ../../nbs/gpu/20_tile.ipynb #load
-@triton.jit
-def _place(N, H, OWN: tl.constexpr):
-    "First row, batch element and head of this program."
-    pid, blocks = tl.program_id(0), tl.cdiv(N, OWN)
-    return pid % blocks * OWN, (pid // blocks // H).to(tl.int64), (pid // blocks % H).to(tl.int64)
-
-@triton.jit
-def _load(base, row, N, row_step, step, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, OP: tl.constexpr):
-    "Rows of a matrix (N, WIDTH) from `row` on, as a tile (ROWS, COLS), zero outside it."
-    i, c = row + tl.arange(0, ROWS), tl.arange(0, COLS)
-    at = (base + i.to(tl.int64) * row_step)[:, None] + (c.to(tl.int64) * step)[None, :]
-    return tl.load(at, mask=(i < N)[:, None] & (c < WIDTH)[None, :], other=0.0).to(OP)
-
-@triton.jit
-def _store(x, base, row, N, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    "A tile as rows of a contiguous matrix (N, WIDTH)."
-    i, c = row + tl.arange(0, ROWS), tl.arange(0, COLS)
-    at = (base + i.to(tl.int64) * WIDTH)[:, None] + c[None, :]
-    tl.store(at, x.to(base.dtype.element_ty), mask=(i < N)[:, None] & (c < WIDTH)[None, :])
-
-@triton.jit
-def _taps(base, lag, lo, hi, step):
-    "κ at a tile of lags; it is given at lo to hi and zero elsewhere."
-    return tl.load(base + (lag - lo) * step, mask=(lag >= lo) & (lag <= hi), other=0.0)
-
-# %% ../../nbs/gpu/20_tile.ipynb #forward
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
-def _forward(phi, psi, kappa, v, y,
-             phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, kappa_h, kappa_l,
-             N, H, lo, hi, R: tl.constexpr, D: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
-             NORMALISE: tl.constexpr, EMPTY: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr):
-    "y of one block of rows."
-    i0, b, h = _place(N, H, OWN)
-    psi += b * psi_b + h * psi_h
-    v += b * v_b + h * v_h
-    kappa += h * kappa_h
-    left = _load(phi + b * phi_b + h * phi_h, i0, N, phi_n, phi_r, R, OWN, RB, OP)
-    i = i0 + tl.arange(0, OWN)
-    acc = tl.zeros([OWN, DB], tl.float32)
-    total = tl.zeros([OWN], tl.float32)
-    for j0 in range(tl.maximum(i0 - hi, 0) // STEP * STEP, tl.minimum(i0 + OWN - lo, N), STEP):
-        right = _load(psi, j0, N, psi_n, psi_r, R, STEP, RB, OP)
-        x = _load(v, j0, N, v_n, v_d, D, STEP, DB, OP)
-        k = _taps(kappa, i[:, None] - (j0 + tl.arange(0, STEP))[None, :], lo, hi, kappa_l)
-        s = (tl.dot(left, tl.trans(right), input_precision=PREC) * k).to(OP)
-        acc = tl.dot(s, x, acc, input_precision=PREC)
-        if NORMALISE:
-            total += tl.sum(s.to(tl.float32), 1)
-    if NORMALISE:
-        acc = acc / tl.where(total > EMPTY, total, 1.0)[:, None]
-    _store(acc, y + (b * H + h) * N * D, i0, N, D, OWN, DB)
+from .tile_kernels import _tile_columns, _tile_diagonals, _tile_forward, _tile_rows
 
 # %% ../../nbs/gpu/20_tile.ipynb #how
 EMPTY = torch.finfo(torch.float32).tiny ** .75        # a normaliser up to this divides nothing: `safe` in kernel.compose
 
 def _blocks(kernel: str, width: int) -> tuple[int, int, int]:
     "(OWN, STEP, warps): rows a program owns, columns it takes at a time, for operands of `width` bytes per row."
-    if kernel == 'diagonals': return (64, 64, 8) if width <= 256 else (32, 32, 4) if width <= 512 else (16, 16, 4)
-    if kernel == 'columns': return (64, 32, 4) if width <= 384 else (32, 32, 4)
-    return (64, 64, 4) if width <= 128 else (64, 32, 4) if width <= 512 else (32, 32, 4)
+    fitting = dict(diagonals=((256, (64, 64, 8)), (512, (32, 32, 4)), (None, (16, 16, 4))),
+                   columns=((384, (64, 32, 4)), (None, (32, 32, 4))))
+    others = (128, (64, 64, 4)), (512, (64, 32, 4)), (None, (32, 32, 4))
+    return next(tile for most, tile in fitting.get(kernel, others) if most is None or width <= most)
 
-def _spread(phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _broadcast_all(phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     "φ and ψ as (B, H, N, R) and κ as (H, L), without copies (one of κ, if its taps lie apart)."
     shape = (*v.shape[:3], max(phi.shape[-1], psi.shape[-1]))
-    return phi.expand(shape), psi.expand(shape), (kappa if kappa.stride(1) in (0, 1) else kappa.contiguous()).expand(v.shape[1], -1)
+    if kappa.stride(1) not in (0, 1): kappa = kappa.contiguous()
+    return phi.expand(shape), psi.expand(shape), kappa.expand(v.shape[1], -1)
 
+# %% ../../nbs/gpu/20_tile.ipynb #how-called
 def _how(kernel: str, phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool) -> dict:
     "What a kernel is called with besides tensors and their strides."
     kinds, R, D = {phi.dtype, psi.dtype, v.dtype}, phi.shape[-1], v.shape[-1]
-    op = tl.bfloat16 if kinds == {torch.bfloat16} and not interpreted() else tl.float32       # the interpreter multiplies no bf16
-    size = 2 if kinds == {torch.bfloat16} else 6 if torch.float32 in kinds else 4             # tf32x3 holds parts beside the numbers
+    low, single = kinds == {torch.bfloat16}, torch.float32 in kinds
+    op = tl.bfloat16 if low and not interpreted() else tl.float32                 # the interpreter multiplies no bf16
+    size = 6 if single else 4                                            # tf32x3 holds parts beside the numbers
+    if low: size = 2
     RB, DB = (max(16, triton.next_power_of_2(n)) for n in (R, D))
     own, step, warps = _blocks(kernel, size * max(RB, DB))
-    return dict(N=v.shape[2], H=v.shape[1], lo=lo, hi=lo + kappa.shape[1] - 1, R=R, D=D, RB=RB, DB=DB, OWN=own, STEP=step,
-                NORMALISE=normalise, OP=op, PREC='tf32x3' if torch.float32 in kinds else 'tf32', num_warps=warps, num_stages=2)
+    return dict(N=v.shape[2], H=v.shape[1], lo=lo, hi=lo + kappa.shape[1] - 1, R=R, D=D, RB=RB, DB=DB, OWN=own,
+                STEP=step, NORMALISE=normalise, OP=op, PREC='tf32x3' if single else 'tf32',
+                num_warps=warps, num_stages=2)
 
 def _programs(v: Tensor, how: dict) -> tuple[int]:
     "One for each block of rows (or columns) of each head."
@@ -97,187 +51,117 @@ def _programs(v: Tensor, how: dict) -> tuple[int]:
 
 # %% ../../nbs/gpu/20_tile.ipynb #op
 @torch.library.custom_op('itnet::tile', mutates_args=())
-def _op(phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool) -> Tensor:
+def _tile(phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool) -> Tensor:
     "y (B, H, N, d) for taps at lags from `lo` on. RuntimeError where Triton cannot run."
-    if (reason := why_not(v.device)) is not None: raise RuntimeError(f'the tile kernel cannot run on {v.device}: {reason}')
-    y, (f, p, k) = empty(v.shape, v), _spread(phi, psi, kappa, v)
+    if (reason := why_not(v.device)) is not None:
+        raise RuntimeError(f'the tile kernel cannot run on {v.device}: {reason}')
+    y, (f, p, k) = empty(v.shape, v), _broadcast_all(phi, psi, kappa, v)
     how = _how('forward', f, p, k, v, lo, normalise)
+    strides = *f.stride(), *p.stride(), *v.stride(), *k.stride()
     with torch.cuda.device_of(v):
-        if v.numel(): _forward[_programs(v, how)](f, p, k, v, y, *f.stride(), *p.stride(), *v.stride(), *k.stride(), EMPTY=EMPTY, **how)
+        if v.numel(): _tile_forward[_programs(v, how)](f, p, k, v, y, *strides, EMPTY=EMPTY, **how)
     return y
 
-@_op.register_fake
-def _(phi, psi, kappa, v, lo, normalise): return v.new_empty(v.shape)
-
-# %% ../../nbs/gpu/20_tile.ipynb #rows
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
-def _rows(phi, psi, kappa, v, g, inverse, delta, dphi,
-          phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d, kappa_h, kappa_l,
-          N, H, lo, hi, R: tl.constexpr, D: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
-          NORMALISE: tl.constexpr, EMPTY: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr):
-    "dφ, 1 / Z and δ of one block of rows."
-    i0, b, h = _place(N, H, OWN)
-    psi += b * psi_b + h * psi_h
-    v += b * v_b + h * v_h
-    kappa += h * kappa_h
-    i, line = i0 + tl.arange(0, OWN), (b * H + h) * N
-    out = _load(g + b * g_b + h * g_h, i0, N, g_n, g_d, D, OWN, DB, OP)
-    acc = tl.zeros([OWN, RB], tl.float32)
-    mass = tl.zeros([OWN, RB], tl.float32)
-    for j0 in range(tl.maximum(i0 - hi, 0) // STEP * STEP, tl.minimum(i0 + OWN - lo, N), STEP):
-        right = _load(psi, j0, N, psi_n, psi_r, R, STEP, RB, tl.float32)
-        x = _load(v, j0, N, v_n, v_d, D, STEP, DB, OP)
-        k = _taps(kappa, i[:, None] - (j0 + tl.arange(0, STEP))[None, :], lo, hi, kappa_l)
-        acc = tl.dot(tl.dot(out, tl.trans(x), input_precision=PREC) * k, right, acc, input_precision=PREC)
-        if NORMALISE:
-            mass = tl.dot(k, right, mass, input_precision=PREC)
-    if NORMALISE:
-        left = _load(phi + b * phi_b + h * phi_h, i0, N, phi_n, phi_r, R, OWN, RB, tl.float32)
-        total = tl.sum(left * mass, 1)
-        c = 1.0 / tl.where(total > EMPTY, total, 1.0)
-        mean = tl.where(total > EMPTY, tl.sum(left * acc, 1) * c, 0.0)
-        tl.store(inverse + line + i, c, mask=i < N)
-        tl.store(delta + line + i, mean, mask=i < N)
-        acc = (acc - mean[:, None] * mass) * c[:, None]
-    _store(acc, dphi + line * R, i0, N, R, OWN, RB)
-
-# %% ../../nbs/gpu/20_tile.ipynb #columns
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
-def _columns(phi, psi, kappa, v, g, inverse, delta, dpsi, dv,
-             phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d, kappa_h, kappa_l,
-             N, H, lo, hi, R: tl.constexpr, D: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, OWN: tl.constexpr, STEP: tl.constexpr,
-             NORMALISE: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr):
-    "dψ and dv of one block of columns."
-    j0, b, h = _place(N, H, OWN)
-    phi += b * phi_b + h * phi_h
-    g += b * g_b + h * g_h
-    kappa += h * kappa_h
-    line = (b * H + h) * N
-    right = _load(psi + b * psi_b + h * psi_h, j0, N, psi_n, psi_r, R, OWN, RB, OP)
-    x = _load(v + b * v_b + h * v_h, j0, N, v_n, v_d, D, OWN, DB, OP)
-    j = j0 + tl.arange(0, OWN)
-    acc_psi = tl.zeros([OWN, RB], tl.float32)
-    acc_v = tl.zeros([OWN, DB], tl.float32)
-    for i0 in range(tl.maximum(j0 + lo, 0) // STEP * STEP, tl.minimum(j0 + OWN + hi, N), STEP):
-        left = _load(phi, i0, N, phi_n, phi_r, R, STEP, RB, OP)
-        out = _load(g, i0, N, g_n, g_d, D, STEP, DB, OP)
-        i = i0 + tl.arange(0, STEP)
-        k = _taps(kappa, i[None, :] - j[:, None], lo, hi, kappa_l)
-        ds = tl.dot(x, tl.trans(out), input_precision=PREC)
-        if NORMALISE:
-            ds = ds - tl.load(delta + line + i, mask=i < N, other=0.0)[None, :]
-            k = k * tl.load(inverse + line + i, mask=i < N, other=0.0)[None, :]
-        s = tl.dot(right, tl.trans(left), input_precision=PREC) * k
-        acc_v = tl.dot(s.to(OP), out, acc_v, input_precision=PREC)
-        acc_psi = tl.dot((ds * k).to(OP), left, acc_psi, input_precision=PREC)
-    _store(acc_psi, dpsi + line * R, j0, N, R, OWN, RB)
-    _store(acc_v, dv + line * D, j0, N, D, OWN, DB)
-
-# %% ../../nbs/gpu/20_tile.ipynb #diagonals
-@triton.jit(do_not_specialize=['B', 'N', 'H', 'start', 'count', 'splits'])
-def _diagonals(phi, psi, v, g, inverse, delta, sums,
-               phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d,
-               B, N, H, start, count, splits, R: tl.constexpr, D: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, OWN: tl.constexpr,
-               NORMALISE: tl.constexpr, OP: tl.constexpr, PREC: tl.constexpr):
-    "Sums along the diagonals of the tiles I - J = t, (2, C): lags tC + c, and those C less."
-    pid = tl.program_id(0)
-    t, h = start + pid % count, (pid // count % H).to(tl.int64)
-    a = tl.arange(0, OWN)
-    acc = tl.zeros([OWN, OWN], tl.float32)
-    for b in range((pid // count // H).to(tl.int64), B, splits):
-        for J in range(tl.maximum(0, -t), tl.minimum(tl.cdiv(N, OWN), tl.cdiv(N, OWN) - t)):
-            i0 = (J + t) * OWN
-            left = _load(phi + b * phi_b + h * phi_h, i0, N, phi_n, phi_r, R, OWN, RB, OP)
-            out = _load(g + b * g_b + h * g_h, i0, N, g_n, g_d, D, OWN, DB, OP)
-            right = _load(psi + b * psi_b + h * psi_h, J * OWN, N, psi_n, psi_r, R, OWN, RB, OP)
-            x = _load(v + b * v_b + h * v_h, J * OWN, N, v_n, v_d, D, OWN, DB, OP)
-            ds = tl.dot(out, tl.trans(x), input_precision=PREC)
-            if NORMALISE:
-                at = (b * H + h) * N + i0 + a
-                ds = ds - tl.load(delta + at, mask=i0 + a < N, other=0.0)[:, None]
-                ds = ds * tl.load(inverse + at, mask=i0 + a < N, other=0.0)[:, None]
-            acc += ds * tl.dot(left, tl.trans(right), input_precision=PREC)
-    place, skewed = (a[:, None] - a[None, :]) & (OWN - 1), tl.zeros([OWN, OWN], tl.float32)
-    for c in range(0, OWN):
-        entry = tl.sum(tl.where(place == c, acc, 0.0), 1)                          # of each row, the one at a - b = c or c - C
-        skewed += tl.where(a[None, :] == c, entry[:, None], 0.0)
-    sums += pid.to(tl.int64) * 2 * OWN + a
-    tl.store(sums, tl.sum(tl.where(a[:, None] >= a[None, :], skewed, 0.0), 0))
-    tl.store(sums + OWN, tl.sum(tl.where(a[:, None] < a[None, :], skewed, 0.0), 0))
+@_tile.register_fake
+def _tile_shape(phi, psi, kappa, v, lo, normalise): return v.new_empty(v.shape)
 
 # %% ../../nbs/gpu/20_tile.ipynb #dkappa
-PROGRAMS = 1024      # of the kernel for κ, about eight for each multiprocessor of an H100; a constant, so that results do not depend on the device
+PROGRAMS = 1024      # of the kernel for κ, eight for each multiprocessor of an H100: constant, so that results are, too
 
 def _dkappa(f: Tensor, p: Tensor, k: Tensor, v: Tensor, g: Tensor, terms: tuple, lo: int, normalise: bool) -> Tensor:
-    "dκ (H, L)."
+    "dκ (H, L), by sums along diagonals."
     B, H, how = len(v), v.shape[1], _how('diagonals', f, p, k, v, lo, normalise)
     C, hi = how['OWN'], how.pop('hi')
-    start, end = -((C - 1 - lo) // C), (hi + C - 1) // C                           # block diagonals that hold a lag from lo to hi
+    start, end = -((C - 1 - lo) // C), (hi + C - 1) // C               # block diagonals that hold a lag from lo to hi
     count = end - start + 1
     splits = max(1, min(B, PROGRAMS // (count * H)))
     for name in ('lo', 'STEP'): del how[name]
     sums = empty((splits, H, count, 2, C), v, torch.float32)
-    _diagonals[(count * H * splits,)](f, p, v, g, *terms, sums, *f.stride(), *p.stride(), *v.stride(), *g.stride(),
-                                      B=B, start=start, count=count, splits=splits, **how)
+    strides = *f.stride(), *p.stride(), *v.stride(), *g.stride()
+    how |= dict(B=B, start=start, count=count, splits=splits)
+    _tile_diagonals[(count * H * splits,)](f, p, v, g, *terms, sums, *strides, **how)
     here, before = sums.sum(0).unbind(2)                                           # (H, count, C)
     lags = F.pad(here.flatten(1), (C, 0)) + F.pad(before.flatten(1), (0, C))       # from lag (start - 1) C on
     return lags[:, lo - (start - 1) * C:][:, :k.shape[1]].contiguous()
 
 # %% ../../nbs/gpu/20_tile.ipynb #backward-op
+def _whether(tensors: tuple[Tensor, ...], rows: bool, columns: bool, diagonals: bool) -> Iterator[tuple[Tensor, bool]]:
+    "φ, ψ, κ and v, each with whether its gradient is wanted."
+    return zip(tensors, (rows, columns, diagonals, columns))
+
+def _fresh(x: Tensor, full: Tensor, v: Tensor, wanted: bool) -> Tensor:
+    "Memory for a gradient, in float32 if it is to be summed over axes along which x was broadcast."
+    return empty(full.shape if wanted else (0,), v, x.dtype if x.shape == full.shape else torch.float32)
+
+# %% ../../nbs/gpu/20_tile.ipynb #tile-backward
 @torch.library.custom_op('itnet::tile_backward', mutates_args=())
-def _backward_op(g: Tensor, phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool,
-                 rows: bool, columns: bool, diagonals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _tile_backward(g: Tensor, phi: Tensor, psi: Tensor, kappa: Tensor, v: Tensor, lo: int, normalise: bool,
+                   rows: bool, columns: bool, diagonals: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "dφ if `rows`, dψ and dv if `columns`, dκ if `diagonals`; the others have no elements."
-    if not v.numel(): return tuple(torch.zeros(x.shape if n else 0).to(x) for x, n in zip((phi, psi, kappa, v), (rows, columns, diagonals, columns)))
-    f, p, k = _spread(phi, psi, kappa, v)
-    fresh = lambda x, full, wanted: empty(full.shape if wanted else (0,), v, x.dtype if x.shape == full.shape else torch.float32)
-    dphi, dpsi, dv, dkappa = fresh(phi, f, rows or normalise), fresh(psi, p, columns), fresh(v, v, columns), kappa.new_empty(0)
-    terms = (empty(v.shape[:3], v, torch.float32), empty(v.shape[:3], v, torch.float32)) if normalise else (g, g)     # or not read
+    if not v.numel():
+        some = _whether((phi, psi, kappa, v), rows, columns, diagonals)
+        return tuple(torch.zeros(x.shape if wanted else 0).to(x) for x, wanted in some)
+    f, p, k = _broadcast_all(phi, psi, kappa, v)
+    dphi, dpsi, dv = _fresh(phi, f, v, rows or normalise), _fresh(psi, p, v, columns), _fresh(v, v, v, columns)
+    dkappa, terms = kappa.new_empty(0), (g, g)                                     # not read
+    if normalise: terms = empty(v.shape[:3], v, torch.float32), empty(v.shape[:3], v, torch.float32)
     strides = *f.stride(), *p.stride(), *v.stride(), *g.stride(), *k.stride()
     with torch.cuda.device_of(v):
         how = _how('rows', f, p, k, v, lo, normalise)
-        if rows or normalise: _rows[_programs(v, how)](f, p, k, v, g, *terms, dphi, *strides, EMPTY=EMPTY, **how)
+        if rows or normalise: _tile_rows[_programs(v, how)](f, p, k, v, g, *terms, dphi, *strides, EMPTY=EMPTY, **how)
         how = _how('columns', f, p, k, v, lo, normalise)
-        if columns: _columns[_programs(v, how)](f, p, k, v, g, *terms, dpsi, dv, *strides, **how)
+        if columns: _tile_columns[_programs(v, how)](f, p, k, v, g, *terms, dpsi, dv, *strides, **how)
         if diagonals: dkappa = _dkappa(f, p, k, v, g, terms, lo, normalise)
     back = lambda x, like, wanted: x.sum_to_size(like.shape).to(like.dtype) if wanted else x.new_empty(0)
     return back(dphi, phi, rows), back(dpsi, psi, columns), back(dkappa, kappa, diagonals), dv
 
-@_backward_op.register_fake
-def _(g, phi, psi, kappa, v, lo, normalise, rows, columns, diagonals):
-    return tuple(x.new_empty(x.shape if wanted else (0,)) for x, wanted in zip((phi, psi, kappa, v), (rows, columns, diagonals, columns)))
+@_tile_backward.register_fake
+def _tile_backward_shapes(g, phi, psi, kappa, v, lo, normalise, rows, columns, diagonals):
+    some = _whether((phi, psi, kappa, v), rows, columns, diagonals)
+    return tuple(x.new_empty(x.shape if wanted else (0,)) for x, wanted in some)
 
 # %% ../../nbs/gpu/20_tile.ipynb #autograd
-def _save(ctx, inputs, output):
+def _save_tile_inputs(ctx, inputs, output):
     *tensors, ctx.lo, ctx.normalise = inputs
     ctx.save_for_backward(*tensors)
 
-def _backward(ctx, g):
+def _tile_gradients(ctx, g):
     need = ctx.needs_input_grad
-    found = torch.ops.itnet.tile_backward(g, *ctx.saved_tensors, ctx.lo, ctx.normalise, need[0], need[1] or need[3], need[2])
+    which = need[0], need[1] or need[3], need[2]
+    found = torch.ops.itnet.tile_backward(g, *ctx.saved_tensors, ctx.lo, ctx.normalise, *which)
     return *(x if wanted else None for x, wanted in zip(found, need)), None, None
 
 def _once(ctx, *gradients):
-    raise NotImplementedError('the tile kernel has first derivatives only: integrate by rule "fft" or "dense" to differentiate twice')
+    raise NotImplementedError('the tile kernel has first derivatives only: '
+                              'integrate by rule "fft" or "dense" to differentiate twice')
 
-_op.register_autograd(_backward, setup_context=_save)
-_backward_op.register_autograd(_once)
+_tile.register_autograd(_tile_gradients, setup_context=_save_tile_inputs)
+_tile_backward.register_autograd(_once)
 
 # %% ../../nbs/gpu/20_tile.ipynb #check
-def _check(phi: Tensor | None, psi: Tensor | None, kappa: Tensor | None, v: Tensor) -> None:
+def _check_tile(phi: Tensor | None, psi: Tensor | None, kappa: Tensor | None, v: Tensor) -> None:
     "ValueError naming what does not fit."
-    half = (torch.float32, torch.bfloat16, torch.float16)
-    if v.ndim != 4 or 0 in v.shape[2:]: raise ValueError(f'v of shape {tuple(v.shape)}: expected (B, H, N, d) with N and d at least 1')
-    for name, x in (('phi', phi), ('psi', psi), ('kappa', kappa), ('v', v)):
-        if x is not None and x.dtype not in half: raise ValueError(f'{name} is {x.dtype}: the tile kernel takes float32, bfloat16 and float16')
-        if x is not None and x.device != v.device: raise ValueError(f'{name} is on {x.device}, v on {v.device}')
-    features = {x.shape[-1] for x in (phi, psi) if x is not None and x.ndim == 4}
+    shape, features = tuple(v.shape), {x.shape[-1] for x in (phi, psi) if x is not None and x.ndim == 4}
+    if v.ndim != 4 or 0 in v.shape[2:]:
+        raise ValueError(f'v of shape {shape}: expected (B, H, N, d) with N and d at least 1')
+    given = dict(phi=phi, psi=psi, kappa=kappa, v=v)
+    for name, x in ((name, x) for name, x in given.items() if x is not None):
+        if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f'{name} is {x.dtype}: the tile kernel takes float32, bfloat16 and float16')
+        if x.device != v.device: raise ValueError(f'{name} is on {x.device}, v on {v.device}')
     for name, x in (('phi', phi), ('psi', psi)):
-        if x is not None and (x.ndim != 4 or any(n not in (1, m) for n, m in zip(x.shape[:2], v.shape)) or x.shape[2] != v.shape[2] or len(features - {1}) > 1):
-            raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit: expected (B|1, H|1, N, R|1) for v of shape {tuple(v.shape)} and one R')
+        if x is not None and not (_features_fit(x, v) and len(features - {1}) <= 1):
+            want = f'(B|1, H|1, N, R|1) for v of shape {shape} and one R'
+            raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit: expected {want}')
     if kappa is not None and (kappa.ndim != 2 or kappa.shape[0] not in (1, v.shape[1]) or kappa.shape[1] == 0):
-        raise ValueError(f'kappa of shape {tuple(kappa.shape)} does not fit: expected (H|1, L) for {v.shape[1]} heads and at least one tap')
-    if max(v.shape[-1], *features, 1) > 128 or 0 in features: raise ValueError(f'R in {sorted(features)}, d = {v.shape[-1]}: a tile holds 1 to 128 of each')
+        want = f'(H|1, L) for {v.shape[1]} heads and at least one tap'
+        raise ValueError(f'kappa of shape {tuple(kappa.shape)} does not fit: expected {want}')
+    if max(v.shape[-1], *features, 1) > 128 or 0 in features:
+        raise ValueError(f'R in {sorted(features)}, d = {v.shape[-1]}: a tile holds 1 to 128 of each')
+
+def _features_fit(x: Tensor, v: Tensor) -> bool:
+    "Whether φ or ψ can be broadcast to (B, H, N, ·)."
+    return x.ndim == 4 and x.shape[2] == v.shape[2] and all(n in (1, m) for n, m in zip(x.shape[:2], v.shape))
 
 # %% ../../nbs/gpu/20_tile.ipynb #tile
 def tile(phi: Tensor | None,            # (B|1, H|1, N, R|1), at the outputs; None: 1
@@ -293,7 +177,7 @@ def tile(phi: Tensor | None,            # (B|1, H|1, N, R|1), at the outputs; No
     ValueError where shapes or dtypes do not fit, RuntimeError where Triton cannot run.
     Source: the tiling is that of FlashAttention, Dao et al. 2022, arXiv:2205.14135.
     """
-    _check(phi, psi, kappa, v)
+    _check_tile(phi, psi, kappa, v)
     N, one = v.shape[2], v.new_ones(1, 1, 1, 1)
     phi, psi = (one.expand(1, 1, N, 1) if x is None else x for x in (phi, psi))
     if kappa is None: kappa, origin = v.new_ones(1, 1, dtype=torch.float32).expand(1, 2 * N - 1), N - 1

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..conv.choice import choose_method, crop, describe
+from ..conv.choice import choose_method, crop
 from ..conv.fft import convolve, fast_size
 from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
@@ -110,7 +110,7 @@ def describe(self: FftRule, cost: Cost, kernel: Kernel, measure: Measure, rows: 
     if cost.way != 'fft' or measure.segments is not None: return self.ways[cost.way].words
     box = lag_box(measure, core(kernel).structure.support)
     line, _ = crop(measure.shape, box_shape(box), tuple(-lo for lo, _ in box), measure.periodic[:measure.ndim])
-    return f'{self.ways[cost.way].words}, {describe(choose_method(line, rows))}'
+    return f'{self.ways[cost.way].words}, {choose_method(line, rows).describe()}'
 
 @patch
 def cost(self: FftRule, kernel: Kernel, measure: Measure, channels: int) -> Cost:
