@@ -29,7 +29,9 @@ class Line:
     ring: tuple[bool, ...]          # whether an axis closes on itself
 
     @cached_property
-    def axes(self) -> tuple[int, ...]: return tuple(range(-len(self.shape), 0))
+    def axes(self) -> tuple[int, ...]:
+        "The last axes of a tensor, as many as the grid has."
+        return tuple(range(-len(self.shape), 0))
 
     def reach(self, axis: int) -> int:
         "The farthest lag along an axis, in either direction."
@@ -138,18 +140,21 @@ class Fft(Method, name='fft'):
     "One padded transform, in 1 to 3 dimensions; on rings without padding."
     @cached_property
     def size(self) -> tuple[int, ...]:
+        "Points along each axis of the padded grid."
         lengths = enumerate(zip(self.shape, self.ring))
         return tuple(n if closed else fast_size(n + self.reach(axis)) for axis, (n, closed) in lengths)
 
     @cached_property
     def row(self) -> int: return math.prod(self.size)
 
-    def spectrum(self, z: Tensor) -> Tensor:                       # (..., *S) -> (..., *F)
+    def spectrum(self, z: Tensor) -> Tensor:  # (..., *S) -> (..., *F)
+        "Rows (..., *S) as spectra (..., *F) of the padded grid."
         short = len(self.size) == 1 and z.shape[-1] < self.row and z.device.type == 'cpu'
         if short and z.shape[:-1].numel() * self.row <= SMALL: return torch.fft.rfft(_padded(z, self.row))
         return torch.fft.rfftn(z, self.size, self.axes)
 
-    def points(self, Z: Tensor) -> Tensor:                         # (..., *F) -> (..., *S)
+    def points(self, Z: Tensor) -> Tensor:  # (..., *F) -> (..., *S)
+        "Spectra (..., *F) as rows (..., *S), the padding cut off."
         z = torch.fft.irfftn(Z, self.size, self.axes)
         return z[(..., *(slice(n) for n in self.shape))]
 

@@ -69,9 +69,9 @@ def _into_batch(info, tensors: list[Tensor | None], dims: list[int | None]) -> l
     size = lambda t, dim: t.shape[1 if dim == 0 else 0]                                  # of the batch that is there
     filters = len(tensors) - 3
     wide = max(size(t, dim) for i, (t, dim) in enumerate(zip(tensors, dims)) if t is not None and i != filters)
-    fold = lambda t: t.expand(-1, wide, *t.shape[2:]).flatten(0, 1)
+    fold = lambda t, i: t[0] if i == filters else t.expand(-1, wide, *t.shape[2:]).flatten(0, 1)
     mapped = [_mapped_first(info, t, dim) for t, dim in zip(tensors, dims)]
-    return [t if t is None else t[0] if i == filters else fold(t) for i, t in enumerate(mapped)]
+    return [None if t is None else fold(t, i) for i, t in enumerate(mapped)]
 
 def _into_groups(info, tensors: list[Tensor | None], dims: list[int | None]) -> list[Tensor | None]:
     "Tensors with the mapped axis folded into the groups. The filters, which have no batch, come last but two."

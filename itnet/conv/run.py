@@ -62,7 +62,7 @@ def _by_triton(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, ri
     return why is None
 
 def _kernel_name(x: Tensor) -> str:
-    "Of the kernels for x: they are compiled for each length and precision, and fail each for itself."
+    "The name of the kernels for x: they are compiled for each length and precision, and fail each for itself."
     return f'long_conv {str(x.dtype).removeprefix("torch.")} {x.shape[-1]}'
 
 # %% ../../nbs/conv/35_run.ipynb #plan

@@ -39,9 +39,13 @@ class Toeplitz(Method, name='toeplitz'):
     strip: int = 32
 
     @cached_property
-    def window(self) -> int: return self.taps[0] + self.strip - 1
+    def window(self) -> int:
+        "Points that a strip of rows reads."
+        return self.taps[0] + self.strip - 1
     @cached_property
-    def blocks(self) -> int: return -(-self.shape[0] // self.strip)
+    def blocks(self) -> int:
+        "How many strips, or blocks, cover the row."
+        return -(-self.shape[0] // self.strip)
     @cached_property
     def row(self) -> int: return self.blocks * self.window
 
@@ -53,15 +57,18 @@ def matrix(self: Toeplitz, k: Tensor) -> Tensor:                   # (g, L) -> (
     return rows.flatten(1)[:, :self.strip * self.window].unflatten(1, (self.strip, self.window))
 
 @patch
-def windows(self: Toeplitz, z: Tensor, start: int) -> Tensor:      # (b, g, c, N) -> (g, b c blocks, window)
+def windows(self: Toeplitz, z: Tensor, start: int) -> Tensor:  # (b, g, c, N) -> (g, b c blocks, window)
+    "The row cut into windows that overlap."
     return _view_windows(z.transpose(0, 1), start, self.blocks, self.window, self.strip).flatten(1, 3)
 
 @patch
-def blocks_of(self: Toeplitz, z: Tensor) -> Tensor:                # (b, g, c, N) -> (g, b c blocks, s)
+def blocks_of(self: Toeplitz, z: Tensor) -> Tensor:  # (b, g, c, N) -> (g, b c blocks, s)
+    "Rows (b, g, c, N) as blocks (g, b·c·blocks, s)."
     return _in_blocks(z.transpose(0, 1), self.blocks, self.strip).flatten(1, 3)
 
 @patch
-def line_of(self: Toeplitz, y: Tensor, shape: torch.Size) -> Tensor:         # (g, b c blocks, s) -> (b, g, c, N)
+def line_of(self: Toeplitz, y: Tensor, shape: torch.Size) -> Tensor:  # (g, b c blocks, s) -> (b, g, c, N)
+    "Blocks (g, b·c·blocks, s) as rows (b, g, c, N)."
     b, g, c, n = shape
     return y.view(g, b, c, -1)[..., :n].transpose(0, 1)
 
@@ -111,29 +118,41 @@ class Blocks(Method, name='blocks'):
     block: int = 1024
 
     @cached_property
-    def part(self) -> int: return min(self.taps[0], self.block)                        # taps of each part of the filter
+    def part(self) -> int:  # taps of each part of the filter
+        "Taps of each part of the filter."
+        return min(self.taps[0], self.block)
     @cached_property
-    def parts(self) -> int: return -(-self.taps[0] // self.part)
+    def parts(self) -> int:
+        "How many parts the filter is cut into."
+        return -(-self.taps[0] // self.part)
     @cached_property
-    def size(self) -> int: return fast_size(self.block + self.part - 1)
+    def size(self) -> int:
+        "Length of a transform."
+        return fast_size(self.block + self.part - 1)
     @cached_property
-    def blocks(self) -> int: return -(-self.shape[0] // self.block)
+    def blocks(self) -> int:
+        "How many strips, or blocks, cover the row."
+        return -(-self.shape[0] // self.block)
     @cached_property
-    def earlier(self) -> int:                                                    # windows before the first block
+    def earlier(self) -> int:  # windows before the first block
+        "Windows that lie before the first block."
         return min(self.parts - 1, -(-max(0, -self.first[0]) // self.block))
     @cached_property
-    def start(self) -> int:                                                      # the point at which the first begins
+    def start(self) -> int:  # the point at which the first begins
+        "The point of the row at which the first window begins."
         return 1 - self.first[0] - self.part - self.earlier * self.block
     @cached_property
     def row(self) -> int: return (self.earlier + self.blocks) * self.size
 
 # %% ../../nbs/conv/22_windows.ipynb #blocks-line
 @patch
-def windows(self: Blocks, z: Tensor) -> Tensor:                    # (b, g, c, N) -> spectra (b, g, c, Q, F)
+def windows(self: Blocks, z: Tensor) -> Tensor:  # (b, g, c, N) -> spectra (b, g, c, Q, F)
+    "The row cut into windows that overlap."
     return torch.fft.rfft(_view_windows(z, self.start, self.earlier + self.blocks, self.size, self.block))
 
 @patch
-def overlap_add(self: Blocks, Z: Tensor) -> Tensor:                # (b, g, c, Q, F) -> (b, g, c, N)
+def overlap_add(self: Blocks, Z: Tensor) -> Tensor:  # (b, g, c, Q, F) -> (b, g, c, N)
+    "Spectra of windows (b, g, c, Q, F) as rows (b, g, c, N), added where they overlap."
     z, step = torch.fft.irfft(Z, self.size), self.block
     count, pieces = z.shape[-2], -(-self.size // step)
     v = z.new_zeros(*z.shape[:-2], count + pieces - 1, step)
@@ -147,12 +166,14 @@ def overlap_add(self: Blocks, Z: Tensor) -> Tensor:                # (b, g, c, Q
 
 # %% ../../nbs/conv/22_windows.ipynb #blocks-block
 @patch
-def cut_out(self: Blocks, Y: Tensor) -> Tensor:                    # spectra (b, g, c, P, F) -> (b, g, c, N)
+def cut_out(self: Blocks, Y: Tensor) -> Tensor:  # spectra (b, g, c, P, F) -> (b, g, c, N)
+    "Spectra of blocks (b, g, c, P, F) as rows (b, g, c, N), what wrapped around cut off."
     clean = torch.fft.irfft(Y, self.size)[..., self.part - 1:self.part - 1 + self.block]
     return clean.flatten(-2)[..., :self.shape[0]]
 
 @patch
-def spread(self: Blocks, w: Tensor) -> Tensor:                     # (b, g, c, N) -> spectra (b, g, c, P, F)
+def spread(self: Blocks, w: Tensor) -> Tensor:  # (b, g, c, N) -> spectra (b, g, c, P, F)
+    "Rows (b, g, c, N) as spectra of blocks (b, g, c, P, F)."
     ends = self.part - 1, self.size - self.part + 1 - self.block
     return torch.fft.rfft(F.pad(_in_blocks(w, self.blocks, self.block), ends))
 
@@ -165,7 +186,8 @@ def meetings(self: Blocks) -> list[tuple[slice, slice]]:
     return [(read, slice(p, self.blocks)) for read, p in zip(windows, begin)]
 
 @patch
-def products(self: Blocks, Z: Tensor, K: Tensor) -> Tensor:        # (b, g, c, Q, F) -> (b, g, c, P, F)
+def products(self: Blocks, Z: Tensor, K: Tensor) -> Tensor:  # (b, g, c, Q, F) -> (b, g, c, P, F)
+    "Spectra of windows times those of the filter, summed for each block: (b, g, c, P, F)."
     if self.parts == 1: return Z * K
     Y = torch.zeros_like(Z[..., :self.blocks, :])
     for j, (windows, blocks) in enumerate(self.meetings()):

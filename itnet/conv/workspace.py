@@ -68,7 +68,8 @@ def _filters_in_basis(method: Method, x: Tensor, k: Tensor, dtype: torch.dtype) 
 # %% ../../nbs/conv/25_workspace.ipynb #walk
 def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:
     "Gates (B|1, G, R, *S) of some batch elements and groups."
-    return None if t is None else t[b if len(t) > 1 else slice(None), g]
+    if t is None: return None
+    return t[b, g] if len(t) > 1 else t[:, g]
 
 def _walk_parts(method: Method, work: Callable, out: Tensor, rows: tuple[Tensor, ...], gates: tuple[Tensor | None, ...],
                 sums: tuple[Tensor | None, ...], groups: slice, dtype: torch.dtype) -> None:

@@ -104,7 +104,7 @@ class _Case:
         return self.view(t.expand(self.shape[0], -1, self.shape[2], -1))
 
     def spectrum(self, k: Tensor, g: slice, r: int) -> tuple[Tensor, Tensor]:
-        "Of term r of the filters of the groups g, and its scale."
+        "The spectrum of term r of the filters of the groups g, and its scale."
         return filter_spectrum(k[g, min(r, k.shape[1] - 1)].float(), self.plan, *self.reach)
 
     def groups(self, temporaries: int) -> list[slice]:

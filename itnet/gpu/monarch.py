@@ -33,13 +33,20 @@ class Plan:
     columns: int = 64    # of the outer step, at a time
 
     @property
-    def height(self) -> int: return self.block * self.blocks              # N1
+    def height(self) -> int:
+        "N1, the rows of the inner matrix."
+        return self.block * self.blocks
     @property
-    def row(self) -> int: return self.height * self.width                 # M2
+    def row(self) -> int:
+        "M2, the points of an inner transform."
+        return self.height * self.width
     @property
-    def size(self) -> int: return self.outer * self.row                   # M
+    def size(self) -> int:
+        "M, the points of the whole transform."
+        return self.outer * self.row
     @property
-    def reach(self) -> int:                                               # outer rows with input, in whole chunks
+    def reach(self) -> int:
+        "Outer rows with input, in whole chunks."
         return -(-self.n // (self.row * self.chunk)) * self.chunk
 
 # %% ../../nbs/gpu/08_monarch.ipynb #make-plan

@@ -157,7 +157,7 @@ def units_of(unit: Tensor, part: tuple) -> Tensor:
     return unit[:, part[0].start // 2:part[0].stop // 2, part[2]]
 
 def cut(part: tuple, *tensors) -> list:
-    "The same slice of each."
+    "One slice of each of the tensors."
     return [None if t is None else t[part] for t in tensors]
 
 # %% ../../nbs/gpu/09_passes.ipynb #to-space

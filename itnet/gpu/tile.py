@@ -16,7 +16,7 @@ from .backend import empty, interpreted, why_not
 from .tile_kernels import _tile_columns, _tile_diagonals, _tile_forward, _tile_rows
 
 # %% ../../nbs/gpu/20_tile.ipynb #how
-EMPTY = torch.finfo(torch.float32).tiny ** .75        # a normaliser up to this divides nothing: `safe` in kernel.compose
+EMPTY = torch.finfo(torch.float32).tiny ** .75    # a normaliser up to this divides nothing: `safe` in kernel.compose
 
 def _blocks(kernel: str, width: int) -> tuple[int, int, int]:
     "(OWN, STEP, warps): rows a program owns, columns it takes at a time, for operands of `width` bytes per row."

@@ -120,7 +120,8 @@ def cost(self: FftRule, kernel: Kernel, measure: Measure, channels: int) -> Cost
     rows, n = packed_rows(measure)
     size = rows * _padded_size(measure, measure.shape if measure.segments is None else (n,), s.support)
     transforms, held = 2 * copies + kernel.heads * s.rank / rows, BYTES * kernel.heads * measure.n * 2 * (c + s.rank)
-    return Cost('fft', _transform_operations(size) * transforms + 3 * size * copies + 4 * copies * measure.n, held, held)
+    pointwise = 3 * size * copies + 4 * copies * measure.n
+    return Cost('fft', _transform_operations(size) * transforms + pointwise, held, held)
 
 # %% ../../nbs/rule/30_fft.ipynb #mix
 def _contract(u: Tensor, k: Tensor) -> Tensor:
@@ -138,7 +139,8 @@ def mixing_cost(self: FftRule, kernel: Kernel, measure: Measure, mixing: Mixing)
     products = 4 * size * kernel.heads                    # complex, at half as many frequencies
     way = 'fft' if mixing.inputs * mixing.outputs == 1 else 'spectra'
     moved = 2 * size * rows
-    return Cost(way, _transform_operations(size) * rows + products, BYTES * moved, BYTES * (moved + numbers), once=filters)
+    held = BYTES * (moved + numbers)
+    return Cost(way, _transform_operations(size) * rows + products, BYTES * moved, held, once=filters)
 
 @patch
 def mix(self: FftRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: Mixing) -> Tensor:

@@ -112,7 +112,7 @@ def refuse(layer, option: str, value, remedy: str = '') -> None:
 # %% ../../nbs/special_cases/00_case.ipynb #from-torch
 def from_torch(layer: nn.Module | Callable      # a layer, or a function such as scaled_dot_product_attention
               ) -> nn.Module:
-    """The same layer as an integral transform: same call, same outputs, same parameters under the same names (copied).
+    """A layer as an integral transform: same call, same outputs, same parameters under the same names (copied).
 
     NotImplementedError names a class or an option that is not covered.
     """
