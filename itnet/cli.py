@@ -68,7 +68,7 @@ def eval_command(argv: list[str]) -> int:
                  ('--split', dict(choices=['test', 'validation'], default='test', help='which part of the data')),
                  ('--device', dict(type=str, default='auto', help='auto, cpu, cuda, cuda:1, mps')),
                  ('--threads', dict(type=int | None, help='CPU threads')),
-                 ('--recipe', dict(type=str | None, help='what `itnet train` was given, if that was a file of your own')), argv=argv)
+                 ('--recipe', dict(type=str | None, help='what `itnet train` was given, if that was your own file')), argv=argv)
     if o.recipe:
         from itnet.recipes.find import find_recipe
         find_recipe(o.recipe)
@@ -148,9 +148,11 @@ def explain_command(argv: list[str]) -> int:
     "itnet explain --recipe NAME --n 4096: the kernels of a model, which rules integrate them, at what cost"
     o = _options('explain', 'The kernels of a model, which rules integrate them, at what cost, and which one is chosen.',
                  ('--recipe', dict(type=str, required=True, help='a name from `itnet recipes`, or FILE.py[:NAME]')),
-                 ('--n', dict(type=int, help='points along each axis: 64 is a line of 64, or an image of 64 × 64; default: as the data')),
+                 ('--n', dict(type=int, help='points along each axis: 64 is a line of 64, or an image of 64 × 64; '
+                                             'default: as the data')),
                  ('--batch', dict(type=int, default=1, help='elements of a batch')), argv=argv)
-    if (o.n is not None and o.n < 1) or o.batch < 1: raise ValueError(f'--n {o.n} and --batch {o.batch} must be at least 1')
+    if (o.n is not None and o.n < 1) or o.batch < 1:
+        raise ValueError(f'--n {o.n} and --batch {o.batch} must be at least 1')
     from itnet.recipes.find import find_recipe
     recipe = find_recipe(o.recipe)
     from itnet.measure.measure import Measure

@@ -73,7 +73,8 @@ def _mps() -> Row:
     "The GPU of an Apple machine."
     if torch.backends.mps.is_available(): return Row('devices', 'mps', 'on')
     built = torch.backends.mps.is_built()
-    return Row('devices', 'mps', 'off', 'needs Apple silicon and a recent macOS' if built else 'only in macOS builds of torch')
+    why = 'needs Apple silicon and a recent macOS' if built else 'only in macOS builds of torch'
+    return Row('devices', 'mps', 'off', why)
 
 def _why_no_cuda() -> str:
     "The reason why torch sees no NVIDIA GPU."
@@ -85,15 +86,16 @@ def _why_no_cuda() -> str:
 def _backends() -> list[Row]:
     "What the rules of integration run on, and what decides how fast."
     b, cuda = torch.backends, torch.cuda.is_available()
-    def row(item: str, ok: bool, yes: str, no: str = '') -> Row: return Row('backends', item, 'on' if ok else 'off', yes if ok else no)
-    mkl = b.mkl.is_available()
+    def row(item: str, ok: bool, yes: str, no: str = '') -> Row:
+        return Row('backends', item, 'on' if ok else 'off', yes if ok else no)
+    mkl, rates = b.mkl.is_available(), current()
     return [row('mkl', mkl, 'matrix products and FFT on the CPU', 'this build of torch uses another BLAS'),
             row('onednn', b.mkldnn.is_available(), 'convolutions on the CPU', 'not in this build of torch'),
             row('openmp', b.openmp.is_available(), 'threads inside one operation', 'not in this build: one thread'),
             Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + ', cuFFT on the GPU' * cuda),
             row('sdpa', True, 'fused attention: ' + ', '.join(['flash on the CPU', *(_cuda_sdpa() if cuda else ())])),
             row('torch.compile', *_compiler()), *_kernels(),
-            Row('backends', 'rates', 'measured' if current().created else 'built-in', f'plans choose rules by them: {current()}')]
+            Row('backends', 'rates', 'measured' if rates.created else 'built-in', f'plans choose rules by them: {rates}')]
 
 def _cuda_sdpa() -> list[str]:
     "Fused attention kernels that are enabled on the GPU."

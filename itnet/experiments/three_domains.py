@@ -38,7 +38,8 @@ def _run_or_reuse(recipe: Recipe, out: str, results: str, resume: bool, quiet: b
     if resume and done.is_file():
         record = load(done)
         if record.status == 'finished' and record.config_hash == config_hash(recipe.to_dict()): return record
-    return fit(recipe, out=out, results=results, quiet=quiet, resume=checkpoint if resume and checkpoint.is_file() else None)
+    resumed = checkpoint if resume and checkpoint.is_file() else None
+    return fit(recipe, out=out, results=results, quiet=quiet, resume=resumed)
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #demo
 def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 1, …
@@ -48,19 +49,21 @@ def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 
          resume: bool = False,                 # keep finished runs, go on with an interrupted one
          quiet: bool = False                   # no progress
         ) -> str:                              # the table, as Markdown
-    "Train ITNet and the specialist on three domains; table, learning curves and learned kernels. ValueError for seeds < 1 or scale ≤ 0."
+    "Train ITNet and the specialist on three domains; table, curves and kernels. ValueError for seeds < 1 or scale ≤ 0."
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
     if scale <= 0: raise ValueError(f'scale={scale}: the number of steps must stay positive')
-    runs = [r.scaled(scale).seeded(s) for s in range(seeds) for r in RECIPES]
-    records = [_run_or_reuse(r, out, results, resume, quiet) for r in runs]
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    plot_curves(records).savefig(folder / 'learning_curves.png', dpi=150)
-    kernels = {r.name.split('/')[0]: learned_kernels(r, out) for r in runs if r.name.endswith('/itnet') and r.train.seed == 0 and _folder(r, out).is_dir()}
-    for task, k in kernels.items(): plot_profiles(k, f'{task}: far kernels, trained').savefig(folder / f'kernels_{task}.png', dpi=150)
+    runs = [recipe.scaled(scale).seeded(seed) for seed in range(seeds) for recipe in RECIPES]
+    records = [_run_or_reuse(recipe, out, results, resume, quiet) for recipe in runs]
+    Path(out).mkdir(parents=True, exist_ok=True)
+    plot_curves(records).savefig(Path(out) / 'learning_curves.png', dpi=150)
+    first = [recipe for recipe in runs if recipe.name.endswith('/itnet') and recipe.train.seed == 0]
+    kernels = {recipe.name.split('/')[0]: learned_kernels(recipe, out)
+               for recipe in first if _folder(recipe, out).is_dir()}
+    for task, learned in kernels.items():
+        plot_profiles(learned, f'{task}: far kernels, trained').savefig(Path(out) / f'kernels_{task}.png', dpi=150)
     plt.close('all')
     if kernels: write_kernels(kernels, Path(results) / 'kernels.json')
-    return f'{table(records)}\n\nFigures in {folder}, records in {results}.'
+    return f'{table(records)}\n\nFigures in {out}, records in {results}.'
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #curves
 def plot_curves(records: list[Record]) -> Figure:
@@ -68,11 +71,15 @@ def plot_curves(records: list[Record]) -> Figure:
     fig, axes = plt.subplots(1, len(PAIRS), figsize=(3 * len(PAIRS), 2.6))
     for ax, (task, other) in zip(axes, PAIRS):
         for color, model in (('C0', 'itnet'), ('C1', other)):
-            for i, r in enumerate(r for r in records if r.name == f'{task}/{model}'):
-                m = r.selection['metric']
-                ax.plot([e['step'] for e in r.curve], [e[m] for e in r.curve], color=color, lw=1.2, alpha=.8, label=None if i else model)
-                ax.set_ylabel(m.replace('_', ' '), fontsize=8)
-        ax.set_title(task, fontsize=9); ax.set_xlabel('step', fontsize=8); ax.tick_params(labelsize=7); ax.legend(fontsize=7)
+            for i, record in enumerate(r for r in records if r.name == f'{task}/{model}'):
+                metric = record.selection['metric']
+                steps, values = zip(*((entry['step'], entry[metric]) for entry in record.curve))
+                ax.plot(steps, values, color=color, lw=1.2, alpha=.8, label=None if i else model)
+                ax.set_ylabel(metric.replace('_', ' '), fontsize=8)
+        ax.set_title(task, fontsize=9)
+        ax.set_xlabel('step', fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.legend(fontsize=7)
     fig.tight_layout()
     return fig
 
@@ -84,10 +91,10 @@ def learned_kernels(recipe: Recipe, out: str | Path) -> list[torch.Tensor]:
     return far_profiles(load_model(_folder(recipe, out)), REACH[recipe.name.split('/')[0]], len(recipe.data.spec.shape))
 
 def write_kernels(kernels: dict[str, list[torch.Tensor]], path: Path) -> None:
-    "Keep κ beside the records, relative to its largest value and to four digits: weights are not committed, pictures are made from this."
-    rounded = {task: [(k / k.abs().max()).mul(1e4).round().div(1e4).tolist() for k in blocks] for task, blocks in kernels.items()}
-    path.write_text(json.dumps(rounded) + '\n')
+    "Keep κ beside the records, relative to its largest value and to four digits; pictures are made from this."
+    def rounded(kappa: torch.Tensor) -> list: return (kappa / kappa.abs().max()).mul(1e4).round().div(1e4).tolist()
+    path.write_text(json.dumps({task: [rounded(kappa) for kappa in blocks] for task, blocks in kernels.items()}) + '\n')
 
 def read_kernels(path: str | Path) -> dict[str, list[torch.Tensor]]:
-    "What `write_kernels` wrote."
+    "The kernels that `write_kernels` kept, by task, a tensor per block."
     return {task: [torch.tensor(k) for k in blocks] for task, blocks in json.loads(Path(path).read_text()).items()}
