@@ -63,7 +63,7 @@ def _cause(error: BaseException, path: Path) -> str:
     return ' '.join(f'{type(error).__name__}{where}: {message}'.split())
 
 # %% ../../nbs/recipes/10_find.ipynb #load-file
-def _load(path: str | Path) -> tuple[ModuleType, dict[str, Recipe]]:
+def _load_module(path: str | Path) -> tuple[ModuleType, dict[str, Recipe]]:
     "A file as a module, and its recipes."
     path = Path(path).expanduser().resolve()
     with path.open(): pass                                           # OSError before anything else
@@ -79,7 +79,7 @@ def load_file(path: str | Path        # a Python file
 
     ValueError if the file raises or is named as another module is; OSError if it cannot be read.
     """
-    return _load(path)[1]
+    return _load_module(path)[1]
 
 # %% ../../nbs/recipes/10_find.ipynb #pick
 def _pick(module: ModuleType, found: dict[str, Recipe], name: str | None, path: str) -> Recipe:
@@ -102,6 +102,6 @@ def find_recipe(word: str) -> Recipe:
         if word not in known_recipes(): raise unknown('recipe', word, names())
         return get(word)
     path, name = file.groups()
-    try: module, found = _load(path)
+    try: module, found = _load_module(path)
     except OSError as error: raise Usage(f'cannot read {path}: {error.strerror}') from None
     return _pick(module, found, name, path)
