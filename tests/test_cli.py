@@ -37,6 +37,33 @@ def test_help_is_quick_and_light():
     assert min(took) < 1.5, took
 
 
+def processor_seconds(code):
+    "A Python process and the processor time that it took: a machine that is busy is no reason to fail."
+    before = os.times()
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    after = os.times()
+    return done, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.fixture(scope="module")
+def torch_seconds():
+    "What importing torch alone takes."
+    return processor_seconds("import torch")[1]
+
+
+@pytest.mark.parametrize("line", ["recipes", "train digits/itnet -h", "train digits/itnet --print_config"])
+def test_recipes_are_quick_and_light(line, torch_seconds):
+    "Listing and printing recipes imports torch and nothing that is larger."
+    heavy = {"transformers", "matplotlib", "lightning", "datasets", "scipy", "sklearn", "itnet.experiments"}
+    code = (f"import sys, itnet.cli; code = itnet.cli.main({line.split()!r});"
+            f"print(sorted({heavy!r} & sys.modules.keys()), file=sys.stderr); sys.exit(code)")
+    for _ in range(3):
+        done, took = processor_seconds(code)
+        assert done.returncode == 0 and done.stdout and done.stderr == "[]\n", done.stderr
+        if took < torch_seconds + 1.2: break
+    else: pytest.fail(f"{took:.1f} s, and torch alone {torch_seconds:.1f} s")
+
+
 def test_train_eval_results(itnet, tmp_path):
     code, out, err = itnet("train sums/itnet --train.steps 20 --results results/toy")
     assert code == 0, err
@@ -149,7 +176,7 @@ def test_help_of_new_commands(itnet, line):
 @pytest.fixture
 def recipes():
     "Those of the three domains, beside the toys"
-    return importlib.import_module("itnet.experiments.three_domains").RECIPES
+    return importlib.import_module("itnet.recipes.three_domains").RECIPES
 
 
 def test_explain(itnet, recipes, monkeypatch, tmp_path):
@@ -178,3 +205,103 @@ def test_bench_rules_measures_and_keeps(itnet, recipes, monkeypatch, tmp_path):
     torch.set_num_threads(1)
     try: assert "rates:     measured on" in itnet("explain --recipe text/itnet --n 64")[1]
     finally: torch.set_num_threads(before)
+
+
+OWN = """
+import torch
+from dataclasses import dataclass
+from types import SimpleNamespace
+from torch import nn
+from itnet.training.config import Recipe, Train, register
+from itnet.training.optim import Optim
+from beside import WIDTH
+
+@dataclass(frozen=True)
+class Signs:
+    batch_size: int = 16        # points per batch
+    @property
+    def spec(self): return SimpleNamespace(head="image", inputs=1, classes=2, shape=(), metric="accuracy")
+    def splits(self):
+        x = torch.randn(192, 1, generator=torch.Generator().manual_seed(0))
+        items = [(a, int(a > 0)) for a in x]
+        return {"train": items[:128], "validation": items[128:160], "test": items[160:]}
+    def collate(self, items):
+        return {"x": torch.stack([a for a, _ in items]), "target": torch.tensor([b for _, b in items])}
+    def checksums(self): return {"train": "none"}
+
+@dataclass(frozen=True)
+class Line:
+    width: int = WIDTH          # hidden units
+    def build_model(self, spec): return nn.Sequential(nn.Linear(1, self.width), nn.GELU(), nn.Linear(self.width, 2))
+
+terms = Train(steps=20, eval_every=10, threads=1, device="cpu")
+line = Recipe("signs/line", Signs(), Line(), Optim(lr=0.05, warmup=2), terms)
+register(Recipe("signs/wide", Signs(), Line(32), Optim(lr=0.05, warmup=2), terms))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    "A file with two recipes and classes of their own, in a folder with a space, and a module beside it."
+    folder = tmp_path / "my recipes"
+    folder.mkdir()
+    (folder / "beside.py").write_text("WIDTH = 4")
+    (folder / "own_signs.py").write_text(OWN)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield folder / "own_signs.py"
+    for name in ("own_signs", "beside"): sys.modules.pop(name, None)
+
+
+def test_a_recipe_in_a_file(itnet, own, tmp_path):
+    word = "my recipes/own_signs.py:line"                                        # relative, with a space
+    code, out, err = itnet("train", word, "--model.width", "5", "--print_config")
+    assert code == 0 and "  width: 5 " in out and "# hidden units" in out and out.startswith(f"# itnet train '{word}' --config"), err
+    (tmp_path / "mine.yaml").write_text(out)
+    code, out, err = itnet("train", word, "--config", "mine.yaml", "--train.steps", "10", "--quiet")
+    assert code == 0 and "signs/line: accuracy" in out, err
+    record = json.loads((tmp_path / "results/signs-line-s0.json").read_text())
+    assert record["config"]["model"] == {"class": "own_signs:Line", "width": 5}
+    assert record["command"].startswith("itnet train 'my recipes/own_signs.py:line'") and str(tmp_path) not in json.dumps(record)
+    code, out, err = itnet("train", word, "--config", "mine.yaml", "--train.steps", "10", "--quiet", "--resume", "runs/signs-line-s0")
+    assert code == 0, err
+    assert "model.width: 5 in the checkpoint, 4 requested" in itnet("train", word, "--train.steps", "10", "--resume", "runs/signs-line-s0")[2]
+    assert "| signs | line | accuracy ↑ |" in itnet("results")[1]
+
+
+def test_a_checkpoint_of_a_recipe_in_a_file(own, tmp_path):
+    "Another process reads it, when it is given the file, from another folder and from Python, too."
+    run = lambda *words, cwd=tmp_path: subprocess.run([sys.executable, "-c", "import sys; from itnet.cli import main; sys.exit(main())", *words],
+                                                      cwd=cwd, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
+    assert run("train", f"{own}:signs/wide", "--quiet").returncode == 0
+    checkpoint = str(tmp_path / "runs/signs-wide-s0")
+    done = run("eval", checkpoint, "--recipe", "~/own_signs.py:signs/wide", cwd=own.parent)
+    assert done.returncode == 0 and "test accuracy " in done.stdout, done.stderr
+    without = run("eval", checkpoint)
+    assert without.returncode == 1 and "own_signs:" in without.stderr and "Traceback" not in without.stderr
+    code = (f"import itnet\nfrom itnet.recipes.find import load_file\nload_file({str(own)!r})\n"
+            f"print(itnet.load_model({checkpoint!r})[0].out_features)")
+    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    assert done.stdout == "32\n", done.stderr
+
+
+@pytest.mark.parametrize("name, content, word, code, says", [
+    ("own_none", None, "{}.py", 2, "cannot read {}.py: No such file or directory"),
+    ("own_none", None, "{}.py:line", 2, "cannot read {}.py: No such file or directory"),
+    ("own_raises", "x = 1\nraise KeyError('lost')", "{}.py", 1, "{}.py cannot be run: KeyError in line 2: 'lost'"),
+    ("own_syntax", "x = (", "{}.py", 1, "{}.py cannot be run: SyntaxError in line 1"),
+    ("own_exits", "import sys\nsys.exit(0)", "{}.py", 1, "{}.py cannot be run: SystemExit in line 2"),
+    ("own_empty", "x = 1", "{}.py", 2, "{}.py makes no recipe"),
+    ("own_thing", "x = 1", "{}.py:x", 2, "x in {}.py is no Recipe but of type int"),
+    ("own_two", "from itnet.recipes.three_domains import RECIPES\nwide, deep = RECIPES[:2]", "{}.py", 2, "choose one of {0}.py:wide, {0}.py:deep"),
+    ("own_two", "from itnet.recipes.three_domains import RECIPES\nwide, deep = RECIPES[:2]", "{}.py:wied", 2, "{}.py: unknown recipe wied: nearest: wide"),
+    ("own_bad", "from itnet.training.config import Train\nTrain(steps=0)", "{}.py", 1, "train.steps=0"),
+    ("json", "", "{}.py", 1, "{}.py has the name of another module, json: rename the file"),
+])
+def test_wrong_files(itnet, tmp_path, monkeypatch, name, content, word, code, says):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if content is not None: (tmp_path / f"{name}.py").write_text(content)
+    got, out, err = itnet("train", word.format(name))
+    assert got == code and err.startswith("itnet: ") and err.count("\n") == 1 and says.format(name) in err, err
+    assert itnet("explain", "--recipe", word.format(name)) == (code, "", err)
+    assert code == 2 or name == "json" or name not in sys.modules, "a file that raises leaves no module behind"
+    if name != "json": sys.modules.pop(name, None)

@@ -7,17 +7,8 @@ __all__ = ['cases', 'rosetta', 'planted']
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #imports
 from contextlib import contextmanager
-from . import attention
-from . import convolution
-from . import depth
-from . import hub_cases
-from . import linear_attention
-from . import mamba
-from . import position
-from . import recurrence
-from . import scattered
-from . import spectral
-from . import state_space
+from . import attention, convolution, depth, hub_cases, linear_attention, mamba, position, recurrence
+from . import scattered, spectral, state_space
 from .case import SpecialCase
 from .equality import LayerCase
 
