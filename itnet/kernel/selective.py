@@ -32,29 +32,37 @@ class Selective(Content):
                  **content):                   # key_heads, short: see `Content`
         if gates not in ('head', 'feature'): raise ValueError(f'unknown gates {gates!r}: choose "head" or "feature"')
         if not 0 < extent < math.inf: raise ValueError(f'extent must be positive and finite, not {extent}')
-        super().__init__(dim, heads, rank, Structure(support=CAUSAL, positive=positive, state=rank), causal=True, **content)
+        super().__init__(dim, heads, rank, Structure(support=CAUSAL, positive=positive, state=rank), causal=True,
+                         **content)
         self.gates, self.rank = gates, rank
         count = heads if gates == 'head' else rank
         self.gate = nn.Linear(dim, heads if gates == 'head' else heads * rank)
         reach = extent ** torch.linspace(1, 0, count)
-        with torch.no_grad(): self.gate.bias.copy_(-reach.reciprocal().expm1().log().repeat(len(self.gate.bias) // count))
+        with torch.no_grad():
+            self.gate.bias.copy_(-reach.reciprocal().expm1().log().repeat(len(self.gate.bias) // count))
 
-    def work(self, regular): return 3 if self.gates == 'head' else 3 * self.rank           # differences of G are float64
+    # differences of G are float64
+    def work(self, regular): return 3 if self.gates == 'head' else 3 * self.rank
 
 # %% ../../nbs/kernel/60_selective.ipynb #left-right
 @patch
 def features(self: Selective, x: Tensor) -> Tensor: return F.softplus(x) if self.structure.positive else x
 @patch
 def right(self: Selective, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
-    "ψ, (B, H, N, R), and the steps w g, (B, H, N, R|1). ValueError unless the measure is a line in order with weights ≥ 0."
+    """ψ, (B, H, N, R), and the steps w g, (B, H, N, R|1).
+
+    ValueError unless the measure is a line in order with weights ≥ 0.
+    """
     return self.gated(measure, Content.right(self, measure, u), F.logsigmoid(split_heads(self.gate(u), self.heads)))
 
 @patch
 def gated(self: Selective, measure: Measure, psi: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     "ψ and w g. ValueError unless the measure is a line in order with weights ≥ 0."
     if not measure.ordered:
-        raise ValueError('gates are integrated along a line: use Measure.sequence, or Measure.scattered with increasing positions, for a Selective kernel')
-    if measure.signed: raise ValueError('a negative weight would turn forgetting into growth: a Selective kernel needs weights ≥ 0')
+        raise ValueError('gates are integrated along a line: use Measure.sequence, or Measure.scattered with '
+                         'increasing positions, for a Selective kernel')
+    if measure.signed:
+        raise ValueError('a negative weight would turn forgetting into growth: a Selective kernel needs weights ≥ 0')
     g = g.to(torch.promote_types(g.dtype, torch.float32))
     if measure.weight is not None: g = g * measure.weight[:, None, :, None].to(g.dtype)
     return psi, g
@@ -79,7 +87,7 @@ def far(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor,
     return (phi * forget(a - between, phi)) @ (psi * forget(between - b, psi)).mT
 
 def triangle(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor) -> Tensor:
-    "The same where rows and columns are the same points, (.., C, C), zero above the diagonal: C·R·log C exponentials."
+    "Σ_r φ_r e^{a_r - b_r} ψ_r where rows and columns are the same points, zero above the diagonal: C·R·log C exponentials."
     n = phi.shape[-2]
     if n == 1: return phi @ psi.mT
     if n % 2: return triangle(*(F.pad(x, (0, 0, 0, 1)) for x in (phi, a, psi, b)))[..., :n, :n]
@@ -93,7 +101,8 @@ def triangle(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor) -> Tensor:
 # %% ../../nbs/kernel/60_selective.ipynb #values
 @patch
 def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Tensor]) -> Tensor:
-    if pairs.at is not None: raise ValueError('gates are known at the inputs alone: a Selective kernel cannot be used for outputs elsewhere')
+    if pairs.at is not None:
+        raise ValueError('gates are known at the inputs alone: a Selective kernel cannot be used for outputs elsewhere')
     psi, g = right
     G = g.double().cumsum(2)
     phi, a, psi, b = pairs.rows(left), pairs.rows(G), pairs.columns(psi), pairs.columns(G)
@@ -103,7 +112,8 @@ def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Ten
     if before == after == 0 and not isinstance(pairs, Sampled): return triangle(phi, a, psi, b)
     if isinstance(pairs, Sampled) or before < 0 or after < 0: return keep(pairs, CAUSAL, one_by_one(phi, a, psi, b), 0.)
     (p, q, rest), (s, t, _) = (x.split([before, here, after], -2) for x in (psi, b))
-    return torch.cat([far(phi, a, p, s, a[..., :1, :]), triangle(phi, a, q, t), (0 * phi[..., :1]) @ rest[..., :1].mT], -1)
+    ahead = (0 * phi[..., :1]) @ rest[..., :1].mT
+    return torch.cat([far(phi, a, p, s, a[..., :1, :]), triangle(phi, a, q, t), ahead], -1)
 
 @patch
 def recurrence(self: Selective, measure: Measure, left: Tensor, right: tuple[Tensor, Tensor]) -> Decay:
