@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from .measure.measure import Measure
-from .kernel.base import Kernel, read
-from .kernel.compose import Normalised
-from .kernel.content import Projection
-from .rule.scan import advance, streamable
 from .kernel.structure import Decay
+from .kernel.base import Kernel, read
+from .kernel.compose import Normalised, core
+from .kernel.content import Projection
+from .rule.base import RULES
+from .rule.scan import advance
 
 # %% ../nbs/stream.ipynb #state
 @dataclass(frozen=True, eq=False)
@@ -30,13 +31,16 @@ class State:
     segments: Tensor | None = None   # (1|B, k)
 
     def map(self, f) -> 'State':
-        "f of every tensor."
-        return State(*(None if (x := getattr(self, p.name)) is None else f(x) for p in fields(self)))
+        "The state with f applied to every tensor."
+        tensors = (getattr(self, p.name) for p in fields(self))
+        return State(*(None if x is None else f(x) for x in tensors))
 
-    def detach(self) -> 'State': return self.map(Tensor.detach)
+    def detach(self) -> 'State':
+        "The state without its history: no gradient flows further back."
+        return self.map(Tensor.detach)
 
     def to(self, device) -> 'State':
-        "On another device."
+        "The state on another device."
         return self.map(lambda x: x.to(device))
 
 # %% ../nbs/stream.ipynb #window
@@ -61,33 +65,42 @@ def _window(state: State, new: Measure) -> Measure:
         return _Later(shape, new.spacing, weight, None, segments, new.periodic, True, new.signed, origin)
     points = join(state.place[..., None].to(new.points.dtype), new.points)
     if bool((points[:, k] <= points[:, k - 1]).any()):
-        raise ValueError(f'new points start at {points[:, k].min():g}, and the stream is at {points[:, k - 1].max():g}: give later ones')
+        raise ValueError(f'new points start at {points[:, k].min():g}, and the stream is at {points[:, k - 1].max():g}: '
+                         'give later ones')
     return replace(new, shape=shape, weight=weight, points=points, segments=segments)
 
 # %% ../nbs/stream.ipynb #context
 def context(kernel: Kernel) -> int:
     "How many earlier inputs a kernel's features depend on, by its short convolutions. ValueError if one looks ahead."
     boxes = [p.taps.structure.support[0] for p in kernel.modules() if isinstance(p, Projection) and p.taps is not None]
-    if any(lo < 0 for lo, _ in boxes): raise ValueError('a short convolution of this kernel looks at later inputs, which a stream does not have: build it with causal=True')
+    if any(lo < 0 for lo, _ in boxes):
+        raise ValueError('a short convolution of this kernel looks at later inputs, which a stream does not have: '
+                         'build it with causal=True')
     return max((hi for _, hi in boxes), default=0)
 
-def _check_step(kernel: Kernel, decay: Decay, v: Tensor, u: Tensor | None, state: State | None, measure: Measure):
-    "ValueError unless everything fits."
+def _check_step(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor, state: State | None) -> None:
+    "ValueError unless the kernel has a finite state, and everything fits."
+    if why := RULES['scan'].missing(kernel, measure):
+        raise ValueError(f'a stream needs {why}, which is missing here ({type(core(kernel)).__name__} '
+                         f'on a {measure.describe()}): {RULES["scan"].remedy}')
     if v.ndim != 4 or v.shape[2] != measure.n or kernel.heads not in (1, v.shape[1]):
         raise ValueError(f'values of shape {tuple(v.shape)} do not fit: expected (B, {kernel.heads}, {measure.n}, d)')
     if state is None: return
-    want = (*v.shape[:2], decay, v.shape[3] + isinstance(kernel, Normalised))
-    if tuple(state.sums.shape) != want: raise ValueError(f'a state with sums of shape {tuple(state.sums.shape)} is of another kernel or batch: expected {want}')
+    want = (*v.shape[:2], core(kernel).structure.state, v.shape[3] + isinstance(kernel, Normalised))
+    if tuple(state.sums.shape) != want:
+        raise ValueError(f'a state with sums of shape {tuple(state.sums.shape)} is of another kernel or batch: expected {want}')
     if (u is None) != (state.u is None) or (u is not None and u.shape[::2] != state.u.shape[::2]):
         given, had = (None if x is None else tuple(x.shape) for x in (u, state.u))
         raise ValueError(f'u {given} does not continue a stream of {had}: it is of another kernel or batch')
-    if (measure.segments is None) != (state.segments is None): raise ValueError('segments must be given at every step of a stream, or at none')
+    if (measure.segments is None) != (state.segments is None):
+        raise ValueError('segments must be given at every step of a stream, or at none')
 
 # %% ../nbs/stream.ipynb #step
-def _cut(x, some: slice):
+def _some_points(x, some: slice):
     "Some of the points in nested tuples of (B, H, N|1, d)."
-    if x is None or isinstance(x, Tensor): return x if x is None or x.shape[2] == 1 else x[:, :, some]
-    return tuple(_cut(part, some) for part in x)
+    if x is None or isinstance(x, Tensor) and x.shape[2] == 1: return x
+    if isinstance(x, Tensor): return x[:, :, some]
+    return tuple(_some_points(part, some) for part in x)
 
 def step(kernel: Kernel,
          u: Tensor | None,                  # (B, n, D) what the kernel reads, at the new points
@@ -97,16 +110,15 @@ def step(kernel: Kernel,
         ) -> tuple[Tensor, State]:          # (B, H, n, d) and the next state
     "Continue a stream by n ≥ 1 points. ValueError for a kernel without a finite state or a state that does not fit."
     measure = measure or Measure.sequence(v.shape[-2])
-    inner, n = streamable('step', kernel, measure), measure.n
-    _check_step(kernel, inner.structure.state, v, u, state, measure)
-    k = max(1, context(inner))
-    line = measure if state is None else _window(state, measure)
-    seen = u if state is None or u is None else torch.cat([state.u, u], 1)
+    _check_step(kernel, measure, u, v, state)
+    inner, new = core(kernel), slice(-measure.n, None)
+    line, seen = (measure, u) if state is None else (_window(state, measure), u if u is None else torch.cat([state.u, u], 1))
     left, right = read(inner, line, seen)
     d = inner.recurrence(line, left, right)
-    new = slice(-n, None)
-    left, right, d = _cut(left, new), _cut(right, new), Decay(*(_cut(x, new) for x in (d.phi, d.gate, d.psi)))
-    start, before = (None, None) if state is None else (state.sums, None if state.segments is None else state.segments[:, -1:])
-    y, sums = advance(kernel, measure, left, right, d, v, start=start, before=before, final=True)
+    left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
+    start = None if state is None else state.sums
+    before = None if state is None or state.segments is None else state.segments[:, -1:]
+    y, sums = advance(kernel, measure, left, right, Decay(*d), v, start=start, before=before, final=True)
+    k = max(1, context(inner))
     tail = lambda x: None if x is None else x[:, -k:]
     return y, State(sums, line.positions(v.device)[:, -k:, 0].double(), tail(seen), tail(line.weight), tail(line.segments))

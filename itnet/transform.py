@@ -11,14 +11,12 @@ import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
 from .measure.measure import Measure
-from .measure.lags import check_axes
 from .kernel.base import Kernel
-from .kernel.compose import Normalised, core
 from .kernel.content import Projection, merge_heads, split_heads
-from .rule import explain as explaining
-from .rule.plan import CROSS, RULES, choose, missing, possible
+from .rule import explain as plans
+from .rule.base import RULES, checked
+from .rule.plan import choose
 from .rule.rates import current
-from .rule.explain import _where
 
 # %% ../nbs/transform.ipynb #check
 def _check_points(measure: Measure, u: Tensor | None, v: Tensor, names: tuple[str, str]) -> None:
@@ -28,7 +26,8 @@ def _check_points(measure: Measure, u: Tensor | None, v: Tensor, names: tuple[st
         if x is not None and x.shape[0] not in (1, v.shape[0]):
             raise ValueError(f'{what} of shape {tuple(x.shape)} of the {names[0]} do not fit values of shape {tuple(v.shape)}')
     if u is not None and (u.shape[0] != v.shape[0] or tuple(u.shape[1:-1]) != measure.shape):
-        raise ValueError(f'{names[1]} of shape {tuple(u.shape)} does not fit values of shape {tuple(v.shape)} on a {names[0]} of shape {measure.shape}')
+        raise ValueError(f'{names[1]} of shape {tuple(u.shape)} does not fit values of shape {tuple(v.shape)} '
+                         f'on a {names[0]} of shape {measure.shape}')
 
 def _check_heads(kernel: Kernel, measure: Measure, v: Tensor) -> Tensor:
     "v with as many heads as the kernel: each is used by several kernels if there are fewer (grouped queries)."
@@ -38,40 +37,29 @@ def _check_heads(kernel: Kernel, measure: Measure, v: Tensor) -> Tensor:
                          f'for {kernel.heads} heads on a grid of shape {measure.shape}')
     return v if kernel.heads in (1, h) else v.repeat_interleave(kernel.heads // h, 1)
 
-def _check_rule(kernel: Kernel, measure: Measure, rule: str, at: Measure | None) -> None:
-    "ValueError naming what is missing and the rules that work."
-    if rule != 'auto' and rule not in RULES: raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
-    works = possible(kernel, measure) if at is None else CROSS
-    if rule in ('auto', *works): return
-    why = missing(rule, kernel, measure) or 'outputs at the points of the input'
-    raise ValueError(f'rule {rule!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {_where(measure)}): choose one of {works}')
+def _check_dtype(kernel: Kernel, v: Tensor) -> None:
+    "ValueError unless values have the dtype of the kernel's parameters, autocast aside."
+    own = next((p.dtype for p in kernel.parameters()), v.dtype)
+    if own != v.dtype and not torch.is_autocast_enabled(v.device.type):
+        raise ValueError(f'values of dtype {v.dtype} do not fit a kernel of dtype {own}: convert one of them')
 
 # %% ../nbs/transform.ipynb #apply
 def apply(kernel: Kernel,
           measure: Measure,
           u: Tensor | None,                 # (B, *S, D) what the kernel reads
           v: Tensor,                        # (B, H, N, d) what is integrated; fewer heads are shared, if they divide
-          rule: str = 'auto',               # one of `RULES`, or auto: the cheapest valid and exact one
+          rule: str = 'auto',               # a rule by name, or auto: the cheapest valid and exact one
           at: Measure | None = None,        # where the outputs are; default: where the inputs are
           u_at: Tensor | None = None        # (B, *at.shape, D) what the kernel reads there
          ) -> Tensor:                       # (B, H, N, d)
     "Σ_j K(i, j) w_j v_j by the given rule. ValueError, before any work, for what does not fit or a rule that is not valid."
-    check_axes(kernel.structure.support, measure)
+    if at is None and u_at is not None: raise ValueError('u_at was given without at, the measure that it lives on')
     v = _check_heads(kernel, measure, v)
     _check_points(measure, u, v, ('measure', 'u'))
-    if measure.signed and any(isinstance(k, Normalised) for k in kernel.modules()):
-        raise ValueError('weights must not be negative for a normalised kernel: its integral may vanish')
-    own = next((p.dtype for p in kernel.parameters()), v.dtype)
-    if own != v.dtype and not torch.is_autocast_enabled(v.device.type):
-        raise ValueError(f'values of dtype {v.dtype} do not fit a kernel of dtype {own}: convert one of them')
-    _check_rule(kernel, measure, rule, at)
-    if at is None:
-        if u_at is not None: raise ValueError('u_at was given without at, the measure that it lives on')
-        return RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device))) if rule == 'auto' else rule](kernel, measure, u, v)
-    if at.dims != measure.dims and not (kernel.structure.dot or core(kernel).structure.position_free):
-        raise ValueError(f'outputs at positions of {at.dims} coordinates, inputs of {measure.dims}: give both the same')
-    _check_points(at, u_at, v, ('measure `at`', 'u_at'))
-    return RULES['dense' if rule == 'auto' else rule](kernel, measure, u, v, at=at, u_at=u_at)
+    if at is not None: _check_points(at, u_at, v, ('measure `at`', 'u_at'))
+    _check_dtype(kernel, v)
+    if rule == 'auto': rule = choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)
+    return checked(rule, kernel, measure, at).integrate(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform
 class IntegralTransform(nn.Module):
@@ -83,7 +71,7 @@ class IntegralTransform(nn.Module):
                  dim: int,                         # D, channels of u
                  kernel: Kernel,                   # what is integrated
                  heads: int | None = None,         # H; default: the kernel's
-                 rule: str = 'auto',               # how: one of `plan.RULES`, or auto
+                 rule: str = 'auto',               # how: a rule by name, or auto
                  value_heads: int | None = None,   # heads of the values, each shared by a group; default: heads
                  context: int | None = None,       # channels of u at the inputs, where it is another function; default: dim
                  local: bool = False               # add W u(x)
@@ -95,7 +83,8 @@ class IntegralTransform(nn.Module):
         if rule not in ('auto', *RULES): raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
         self.dim, self.heads, self.rule, self.kernel = dim, heads, rule, kernel
         self.value_heads = value_heads or heads
-        if heads % self.value_heads: raise ValueError(f'{heads} heads cannot share {value_heads} heads of values: choose a divisor')
+        if heads % self.value_heads:
+            raise ValueError(f'{heads} heads cannot share {value_heads} heads of values: choose a divisor')
         self.value = Projection(context or dim, dim // heads * self.value_heads)
         self.out = nn.Linear(dim, dim)
         self.local = nn.Linear(dim, dim, bias=False) if local else None
@@ -126,7 +115,8 @@ def check_input(u: Tensor,
     "ValueError, naming both, unless u has shape (B, *measure.shape, D) and the dtype of the weights (autocast aside)."
     dim = weight.shape[1]
     if u.ndim != measure.ndim + 2 or tuple(u.shape[1:-1]) != measure.shape or u.shape[-1] != dim:
-        raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, {", ".join(map(str, measure.shape))}, {dim})')
+        want = ', '.join(map(str, measure.shape))
+        raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, {want}, {dim})')
     if u.dtype != weight.dtype and not (u.is_floating_point() and torch.is_autocast_enabled(u.device.type)):
         raise ValueError(f'u has dtype {u.dtype}, the weights {weight.dtype}: convert one of them')
 
@@ -135,4 +125,4 @@ def check_input(u: Tensor,
 def explain(self: IntegralTransform, n: int | tuple[int, ...]) -> str:
     "Structure of the kernel and the options on a grid of n points, cheapest first."
     shape = n if isinstance(n, tuple) else (n,)
-    return explaining.explain(self.kernel, Measure.grid(shape), self.dim // self.heads)
+    return plans.explain(self.kernel, Measure.grid(shape), self.dim // self.heads)

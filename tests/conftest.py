@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from itnet.rule import scan
+from itnet.rule import chunks, scan
 
 
 @pytest.fixture(scope="module")
@@ -11,6 +11,6 @@ def short_chunks():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "chunk_size", lambda *sizes: 3)
-        patch.setattr(scan, "BLOCK", 2)
+        patch.setattr(chunks, "BLOCK", 2)
         yield
     torch.set_num_threads(threads)

@@ -4,8 +4,7 @@ import torch
 
 from itnet.gpu import backend
 from itnet.conv import op as fft_conv
-from itnet.rule import fft as rules
-from itnet.rule import scan
+from itnet.rule import dense, scan
 from itnet.kernel.content import Separable
 from itnet.measure.measure import Measure
 from itnet.transform import apply
@@ -28,7 +27,7 @@ KERNELS = {
 def kernels(monkeypatch):
     "Fused kernels wherever they fit; what they do not write is NaN."
     def use(yes: bool):
-        for module in (rules, scan): monkeypatch.setattr(module, "usable", lambda x: yes)
+        for module in (dense, scan): monkeypatch.setattr(module, "usable", lambda x: yes)
     monkeypatch.setattr(backend, "POISON", True)
     monkeypatch.setattr(backend, "FAILED", {})
     return use

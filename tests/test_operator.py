@@ -6,14 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itnet.rule import plan
+from itnet.rule.base import possible
+from itnet.rule.plan import options
 from itnet.kernel.content import ExpDot, Separable, Softmax
 from itnet.kernel.base import Kernel
 from itnet.measure.measure import Measure
 from itnet.kernel.pairwise import Pairwise
 from itnet.kernel.selective import Selective
 from itnet.kernel.stationary import Exponentials, Implicit, Taps
-from itnet.transform import IntegralTransform
+from itnet.transform import IntegralTransform, apply
 
 D, H, C = 4, 2, 3                                        # channels of u, heads, channels of v
 POSITIVE = dict(positive=True)
@@ -56,7 +57,7 @@ def kernel(name: str) -> Kernel:
 
 def rules(kernel: Kernel, measure: Measure) -> list[str]:
     "Exact rules that are valid, as the plan says."
-    return [o.rule for o in plan.options(kernel, measure, C) if o.missing is None and o.rule not in getattr(plan, "ESTIMATES", ())]
+    return [o.rule for o in options(kernel, measure, C) if o.missing is None and o.exact]
 
 
 def draw(seed: int, *shape: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def function(seed: int, measure: Measure, batch: int = 1) -> tuple[torch.Tensor,
 def integrate(kernel: Kernel, measure: Measure, rule: str, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
     "The output (B, N, H, C), and gradients of the sum of its sines at points that count, with respect to u and v."
     u, v = u.clone().requires_grad_(), v.clone().requires_grad_()
-    y = plan.apply(kernel, measure, u.unflatten(1, measure.shape), v.transpose(1, 2), rule).transpose(1, 2)
+    y = apply(kernel, measure, u.unflatten(1, measure.shape), v.transpose(1, 2), rule).transpose(1, 2)
     counts = torch.ones(1, measure.n, dtype=torch.bool) if measure.mask is None else measure.mask.flatten(1)
     kept = y.sin().masked_fill(~counts[..., None, None], 0.)
     grads = torch.autograd.grad(kept.sum(), (u, v), allow_unused=True)
@@ -237,8 +238,8 @@ def test_outputs_elsewhere_at_the_same_points(name, measure):
     if any(measure.periodic) and (k.structure.causal or name == "nested"): return
     if not any(measure.periodic) and name in ("window", "nested"): return                  # a window is one of steps here, of positions there
     u, v = function(0, measure)
-    got = plan.apply(k, measure, u, v.transpose(1, 2), at=there, u_at=u)
-    same([got.detach()], [plan.apply(k, measure, u, v.transpose(1, 2), "dense").detach()])
+    got = apply(k, measure, u, v.transpose(1, 2), at=there, u_at=u)
+    same([got.detach()], [apply(k, measure, u, v.transpose(1, 2), "dense").detach()])
 
 
 # --- normalisers
@@ -303,8 +304,8 @@ def test_negative_weights_for_a_normalised_kernel(name):
     k, signed = kernel(name), Measure.sequence(5, weight=torch.tensor([1., 1., -1., 1., 1.]).double())
     u, v = function(0, signed)
     for rule in ("auto", *rules(k, Measure.sequence(5))):
-        refuses(lambda: plan.apply(k, signed, u, v.transpose(1, 2), rule), "weights", "negative", "normalised")
-    plan.apply(kernel("implicit"), signed, u, v.transpose(1, 2))                           # an unnormalised one has no objection
+        refuses(lambda: apply(k, signed, u, v.transpose(1, 2), rule), "weights", "negative")
+    apply(kernel("implicit"), signed, u, v.transpose(1, 2))                           # an unnormalised one has no objection
 
 
 def test_segments_that_do_not_fit():
@@ -314,20 +315,20 @@ def test_segments_that_do_not_fit():
     refuses(lambda: Measure.grid((2, 2), segments=torch.zeros(2, 2, dtype=torch.long)), "segments", "(2, 2)")
     refuses(lambda: Measure.sequence(4, periodic=True, segments=torch.zeros(4, dtype=torch.long)), "segments", "periodic")
     packed, u, v = Measure.sequence(5, segments=torch.zeros(3, 5, dtype=torch.long)), draw(0, 2, 5, D), draw(1, 2, H, 5, C)
-    refuses(lambda: plan.apply(kernel("attention"), packed, u, v), "segments", "(3, 5)", "(2, 2, 5, 3)")
+    refuses(lambda: apply(kernel("attention"), packed, u, v), "segments", "(3, 5)", "(2, 2, 5, 3)")
     elsewhere = Measure.scattered(draw(2, 6))
-    refuses(lambda: plan.apply(kernel("attention"), Measure.sequence(5, segments=torch.zeros(5, dtype=torch.long)), u, v, at=elsewhere, u_at=draw(0, 2, 6, D)), "segments")
+    refuses(lambda: apply(kernel("attention"), Measure.sequence(5, segments=torch.zeros(5, dtype=torch.long)), u, v, at=elsewhere, u_at=draw(0, 2, 6, D)), "segments")
 
 
 def test_positions_of_another_dimension():
     plane = Measure.scattered(draw(0, 5, 2))
     u, v = function(0, plane)
-    for name in ("implicit", "far", "bias"): refuses(lambda: plan.apply(kernel(name), plane, u, v.transpose(1, 2)), "2 coordinates")
-    for name in ("window", "attention, causal", "decay"): refuses(lambda: plan.apply(kernel(name), plane, u, v.transpose(1, 2)), "2 coordinates")
-    refuses(lambda: plan.apply(kernel("taps"), Measure.grid((5, 1)), u[:, :, None], v.transpose(1, 2)), "axes", "(5, 1)")
-    refuses(lambda: plan.apply(kernel("implicit"), Measure.sequence(5), u, v.transpose(1, 2), at=plane, u_at=u), "coordinates")
-    refuses(lambda: plan.apply(kernel("taps"), Measure.scattered(draw(0, 5)), u, v.transpose(1, 2)), "grid")
-    refuses(lambda: plan.apply(kernel("short"), Measure.scattered(draw(0, 5)), u, v.transpose(1, 2)), "short")
+    for name in ("implicit", "far", "bias"): refuses(lambda: apply(kernel(name), plane, u, v.transpose(1, 2)), "2 coordinates")
+    for name in ("window", "attention, causal", "decay"): refuses(lambda: apply(kernel(name), plane, u, v.transpose(1, 2)), "2 coordinates")
+    refuses(lambda: apply(kernel("taps"), Measure.grid((5, 1)), u[:, :, None], v.transpose(1, 2)), "1 coordinate", "5 × 1")
+    refuses(lambda: apply(kernel("implicit"), Measure.sequence(5), u, v.transpose(1, 2), at=plane, u_at=u), "coordinates")
+    refuses(lambda: apply(kernel("taps"), Measure.scattered(draw(0, 5)), u, v.transpose(1, 2)), "grid")
+    refuses(lambda: apply(kernel("short"), Measure.scattered(draw(0, 5)), u, v.transpose(1, 2)), "neighbours")
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -336,11 +337,13 @@ def test_rules_that_are_not_allowed(name):
     places = [Measure.sequence(5)] + [Measure.scattered(draw(0, 5))] * (name not in STEPS)
     for measure in places:
         u, v = function(0, measure)
-        for option in plan.options(kernel(name), measure, C):
-            if option.missing: refuses(lambda: plan.apply(kernel(name), measure, u, v.transpose(1, 2), option.rule), repr(option.rule), option.missing, "dense")
+        for option in options(kernel(name), measure, C):
+            if option.missing:
+                works = possible(kernel(name), measure)
+                refuses(lambda: apply(kernel(name), measure, u, v.transpose(1, 2), option.rule), repr(option.rule), option.missing, *works)
 
 
 def test_rules_that_do_not_exist():
     u, v = function(0, Measure.sequence(5))
-    refuses(lambda: plan.apply(kernel("taps"), Measure.sequence(5), u, v.transpose(1, 2), "simpson"), "simpson", "dense")
+    refuses(lambda: apply(kernel("taps"), Measure.sequence(5), u, v.transpose(1, 2), "simpson"), "simpson", "dense")
     refuses(lambda: IntegralTransform(D, Softmax(D, H), rule="simpson"), "simpson", "dense")

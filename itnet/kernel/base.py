@@ -94,6 +94,7 @@ def matrix(self: Kernel,
            u_at: Tensor | None = None         # the function there
           ) -> Tensor:
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
+    self.structure.check(measure, at)
     pairs = Pairs.all(measure, at)
     left, right = read(self, measure, u, at, u_at)
     K, same = self.values(pairs, left, right), pairs.same()
@@ -150,7 +151,7 @@ def stationary_part(self: Kernel) -> Kernel | None:
 
 @patch
 def mirrored(self: Kernel) -> Kernel:
-    """The same kernel for the line read backwards.
+    """This kernel for the line read backwards.
 
     What it holds for each point is in reversed order, and functions of the lag are as they were.
     NotImplementedError for a leaf of which neither is known.

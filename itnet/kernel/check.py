@@ -11,7 +11,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 from ..measure.measure import Measure
-from ..measure.lags import INFINITE, check_axes, is_finite, lag_box
+from ..measure.lags import INFINITE, is_finite, lag_box
 from ..measure.pairs import Pairs
 from .base import Kernel, read
 from .compose import Normalised
@@ -112,7 +112,7 @@ def _unrolled(d, K: Tensor) -> Tensor:
     one = K.new_ones(1, 1, K.shape[-1], 1)
     phi, psi = (one if x is None else x for x in (d.phi, d.psi))
     gate = (0 * one if d.gate is None else d.gate).cumsum(2)
-    phi, gate, psi = phi.unsqueeze(3), gate.unsqueeze(3), psi.unsqueeze(2)               # (B, H, N, 1, S) or (B, H, 1, N, S)
+    phi, gate, psi = phi.unsqueeze(3), gate.unsqueeze(3), psi.unsqueeze(2)          # (B, H, N, 1, S) or (B, H, 1, N, S)
     return (phi * (gate - gate.transpose(2, 3)).clamp_max(0.).exp() * psi).expand(-1, -1, -1, -1, d.terms).sum(-1)
 
 # %% ../../nbs/kernel/80_check.ipynb #integral
@@ -137,7 +137,7 @@ def check_structure(kernel: Kernel,
     ValueError naming the first that is broken, with the worst entry.
     """
     name = type(kernel).__name__
-    check_axes(kernel.structure.support, measure)
+    kernel.structure.check(measure)
     inner = check_structure(kernel.kernel, measure, u, tolerance) if isinstance(kernel, Normalised) else {}
     out = {f'inside: {promise}': e for promise, e in inner.items()}
     left, right = read(kernel, measure, u)

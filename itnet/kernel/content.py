@@ -6,6 +6,7 @@
 __all__ = ['Projection', 'split_heads', 'merge_heads', 'Content', 'Separable', 'rotary', 'ExpDot', 'Softmax']
 
 # %% ../../nbs/kernel/40_content.ipynb #imports
+from dataclasses import replace
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -30,7 +31,8 @@ class Projection(nn.Module):
                 ):
         super().__init__()
         self.linear = nn.Linear(dim, out, bias=False)
-        self.taps = Taps(out, (short,) * dims, 0 if causal else None) if short else None
+        origin = 0 if causal else None
+        self.taps = Taps(out, (short,) * dims, origin) if short else None
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
         "(B, *S, dim) -> (B, *S, out). ValueError for a short convolution between scattered points."
@@ -82,7 +84,8 @@ class Content(Kernel):
                 ):
         if dim < 1 or rank < 1:
             raise ValueError(f'channels and features must be at least 1, not dim={dim}, rank={rank}')
-        super().__init__(heads, structure)
+        short, dims = projection.get('short', 0), projection.get('dims', 1)
+        super().__init__(heads, replace(structure, grid=True, dims=dims) if short else structure)
         self.key_heads = key_heads or heads
         if heads % self.key_heads:
             raise ValueError(f'{heads} heads of queries cannot share {key_heads} heads of keys: choose a divisor')

@@ -74,7 +74,7 @@ class Gates(Selective):
                  positive: bool = False      # whether φ and ψ are positive
                 ):
         heads, rank = phi.shape[1], phi.shape[-1]
-        Kernel.__init__(self, heads, Structure(support=CAUSAL, positive=positive, state=rank))
+        Kernel.__init__(self, heads, Structure(support=CAUSAL, positive=positive, state=rank, ordered=True, fixed=True))
         if gate.shape[-1] not in (1, rank):
             raise ValueError(f'gates of shape {tuple(gate.shape)} do not fit {rank} features: expected 1 or {rank} '
                              'per head')

@@ -41,7 +41,7 @@ class Pairwise(Kernel):
         if min(dim, width, frequencies, rank, dims) < 1:
             raise ValueError(f'dim={dim}, width={width}, frequencies={frequencies}, rank={rank} and dims={dims} must '
                              'be at least 1')
-        super().__init__(heads, Structure(positive=positive, logarithmic=positive))
+        super().__init__(heads, Structure(positive=positive, logarithmic=positive, dims=dims))
         self.extent = float(extent)
         finest = 1. if extent > 1 else extent / 16
         omega = _fourier_frequencies(frequencies, extent / finest, dims) / finest

@@ -83,7 +83,8 @@ class SpectralNormalised(Wrapped):
                              'a function of the lag alone; normalise its stationary factor, as in '
                              'a * b.spectral_normalise()')
         if not 0 < bound < math.inf: raise ValueError(f'bound must be positive and finite, not {bound}')
-        super().__init__(kernel, replace(kernel.structure, position_free=False, normalised=False, dot=False))
+        grid = kernel.structure.grid or on is None                  # a spectrum is that of a grid
+        super().__init__(kernel, replace(kernel.structure, position_free=False, normalised=False, dot=False, grid=grid))
         self.bound, self.on = bound, on
 
     def rebuild(self, f): return SpectralNormalised(f(self.kernel), self.bound, self.on)
@@ -124,7 +125,7 @@ def recurrence(self: SpectralNormalised, measure, left, right):
 @patch
 def spectral_normalise(self: Kernel,
                        bound: float = 1.0,             # largest gain of the operator
-                       on: Measure | None = None       # grid whose norm is divided by; default: the one it is applied on
+                       on: Measure | None = None       # grid of the norm; default: the one it is applied on
                       ) -> Kernel:
     "The kernel divided by its operator norm. ValueError unless it is stationary."
     return SpectralNormalised(self, bound, on)

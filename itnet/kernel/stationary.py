@@ -72,7 +72,7 @@ class Stationary(Kernel):
         "κ on the lags of `box`, (H, 1, *L)."
         support = self.structure.support
         there = lag_box(measure, support)
-        if any(measure.periodic):                              # lags may wrap; of an infinite support, each to its nearest
+        if any(measure.periodic):                   # lags may wrap; of an infinite support, each to its nearest
             have = support if is_finite(support) else there
             return on_box(self.filter(have, measure.spacing), have, box, measure).unsqueeze(1)
         if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)):
@@ -109,7 +109,8 @@ class Taps(Stationary):
         if positive and max(dilation) > 1:
             raise ValueError('a dilated filter is zero between its taps, so it cannot be positive: use dilation 1')
         support = tuple((-o * d, (n - 1 - o) * d) for n, o, d in zip(size, origin, dilation))
-        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive))
+        structure = Structure(stationary=True, rank=1, support=support, positive=positive, grid=True, fixed=True)
+        super().__init__(heads, structure)
         bound = 0 if positive else 1 / math.sqrt(math.prod(size))
         self.weight, self.dilation = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound)), dilation
 
@@ -137,7 +138,8 @@ def log_values(self: Taps, pairs: Pairs, left, right) -> Tensor:
 # %% ../../nbs/kernel/30_stationary.ipynb #fourier
 def _spaced(extent: float, count: int) -> Tensor:
     "`count` lengths from 1 (or `extent`, if that is less) to `extent`, geometrically spaced; a single one is `extent`."
-    return extent ** torch.linspace(0 if extent > 1 else 1, 1, count) if count > 1 else torch.tensor([float(extent)])
+    if count == 1: return torch.tensor([float(extent)])
+    return extent ** torch.linspace(0 if extent > 1 else 1, 1, count)
 
 def _fourier_frequencies(count: int, extent: float, dims: int, seed: int = 0) -> Tensor:
     """(count, dims) angular frequencies.
@@ -166,7 +168,7 @@ class Implicit(Stationary):
                  positive: bool = False        # the network gives log κ
                 ):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
-        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive))
+        super().__init__(heads, Structure(stationary=True, rank=1, positive=positive, dims=dims))
         self.register_buffer('omega', _fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
         # a = softplus(decay) = 1 / reach

@@ -18,7 +18,7 @@ CAUSAL: Box = ((0, INFINITE),)         # every lag of the past, and none of the 
 
 @dataclass(frozen=True)
 class Structure:
-    "What a kernel promises about itself; rules rely on this and on nothing else."
+    "What a kernel promises, and what it needs of a measure; rules rely on this and on nothing else."
     stationary: bool = False       # a function of the lag alone: K(i, j) = κ(i - j)
     rank: int | None = None        # R terms Σ_r φ_r(i) κ_r(i-j) ψ_r(j), "separable × stationary"; None: not of this form
     position_free: bool = False    # no factor depends on the lag: κ = 1
@@ -27,40 +27,106 @@ class Structure:
     logarithmic: bool = False      # an exponential that may overflow: normalised by way of its logarithm
     dot: bool = False              # log K(i, j) = left(i) · right(j) on its support, as in attention
     normalised: bool = False       # Σ_j w_j K(i, j) = 1
-    state: int | None = None       # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j) for j ≤ i; None: not of this form
+    state: int | None = None       # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j), j ≤ i; None: not of this form
+    whole_rows: bool = False       # a factor is normalised by itself, so that one entry needs its whole row
+    dims: int | None = None        # needs: positions of so many coordinates; None: any
+    grid: bool = False             # needs: neighbours on a grid
+    ordered: bool = False          # needs: a line in increasing order, with weights ≥ 0
+    fixed: bool = False            # needs: outputs at the points of the inputs
+    span: Box | None = None        # needs: periodic axes that hold these lags, those of all factors together
+
+    def __post_init__(self):
+        if self.support is None: return
+        if self.dims is None: object.__setattr__(self, 'dims', len(self.support))
+        if self.span is None: object.__setattr__(self, 'span', _finite_part(self.support))
 
     @property
     def causal(self) -> bool:
         "No output depends on its future: all lags of the support are ≥ 0."
         return self.support is not None and len(self.support) == 1 and self.support[0][0] >= 0
 
+def _finite_part(support: Box) -> Box:
+    "The support along axes where it is bounded, lag zero along the others."
+    return tuple((lo, hi) if max(-lo, hi) < INFINITE else (0, 0) for lo, hi in support)
+
 # %% ../../nbs/kernel/00_structure.ipynb #derive
 @patch
+def needs_with(self: Structure, other: Structure) -> dict:
+    "What a composition of two kernels needs of a measure. ValueError if they live on different numbers of coordinates."
+    s, t = self, other
+    if None not in (s.dims, t.dims) and s.dims != t.dims:
+        raise ValueError(f'kernels on positions of {s.dims} and {t.dims} coordinates have no product and no sum')
+    whole = s.whole_rows or t.whole_rows or s.normalised or t.normalised
+    return dict(whole_rows=whole, dims=t.dims if s.dims is None else s.dims, grid=s.grid or t.grid,
+                ordered=s.ordered or t.ordered, fixed=s.fixed or t.fixed, span=_hull(s.span, t.span))
+
+def _hull(a: Box | None, b: Box | None) -> Box | None:
+    "The smallest box that holds both."
+    if a is None or b is None: return b if a is None else a
+    return tuple((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b))
+
+@patch
 def times(self: Structure, other: Structure) -> Structure:
-    "Of the pointwise product of two kernels."
-    s, t, positive = self, other, self.positive and other.positive
+    "The structure of the pointwise product of two kernels."
+    s, t, positive, needs = self, other, self.positive and other.positive, self.needs_with(other)
     both = lambda x, y: None if x is None or y is None else x * y
-    return Structure(stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free, rank=both(s.rank, t.rank),
-                     support=intersect(s.support, t.support), positive=positive, logarithmic=positive and (s.logarithmic or t.logarithmic),
-                     state=both(s.state, t.state))
+    return Structure(
+        stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
+        rank=both(s.rank, t.rank), support=intersect(s.support, t.support), positive=positive,
+        logarithmic=positive and (s.logarithmic or t.logarithmic),
+        state=None if needs['whole_rows'] else both(s.state, t.state), **needs)
 
 @patch
 def plus(self: Structure, other: Structure) -> Structure:
-    "Of the sum of two kernels."
-    s, t = self, other
+    "The structure of the sum of two kernels."
+    s, t, needs = self, other, self.needs_with(other)
     both = lambda x, y: None if x is None or y is None else x + y
-    support = None if s.support is None or t.support is None else tuple((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(s.support, t.support))
     everywhere, alike = s.support is None and t.support is None, s.support == t.support
-    return Structure(stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free, rank=both(s.rank, t.rank),
-                     support=support, positive=s.positive and t.positive and support in (s.support, t.support),
-                     logarithmic=everywhere and s.positive and t.positive and (s.logarithmic or t.logarithmic),
-                     state=both(s.state, t.state) if alike else None)
+    support = None if s.support is None or t.support is None else _hull(s.support, t.support)
+    return Structure(
+        stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
+        rank=both(s.rank, t.rank), support=support,
+        positive=s.positive and t.positive and support in (s.support, t.support),
+        logarithmic=everywhere and s.positive and t.positive and (s.logarithmic or t.logarithmic),
+        state=both(s.state, t.state) if alike and not needs['whole_rows'] else None, **needs)
 
 @patch
 def within(self: Structure, support: Box) -> Structure:
-    "Of a kernel set to zero outside a box of lags."
-    support = intersect(self.support, support)
-    return replace(self, support=support, position_free=False, normalised=False, state=self.state if support == CAUSAL else None)
+    "The structure of a kernel that is set to zero outside a box of lags."
+    support, whole = intersect(self.support, support), self.whole_rows or self.normalised
+    keeps = support == CAUSAL and not whole
+    return replace(self, support=support, position_free=False, normalised=False, dot=self.dot and not self.normalised,
+                   whole_rows=whole, state=self.state if keeps else None, span=_hull(self.span, _finite_part(support)))
+
+# %% ../../nbs/kernel/00_structure.ipynb #needs
+@patch
+def missing(self: Structure, measure: Measure, at: Measure | None = None) -> str | None:
+    "The first thing that a kernel needs of a measure, and of outputs elsewhere, and does not find; None if nothing is."
+    places, anywhere = (measure,) if at is None else (measure, at), self.dot or self.position_free
+    needs = (
+        (f'positions of {self.dims} coordinate{"s" * (self.dims != 1)}', self.dims in (None, measure.dims)),
+        ('the neighbours of a grid, not scattered points', not self.grid or all(m.regular for m in places)),
+        ('points of a line in increasing order', not self.ordered or measure.ordered),
+        ('weights that are not negative', not measure.signed or not (self.ordered or self.normalised or self.whole_rows)),
+        ('outputs at the points of the inputs', at is None or not self.fixed),
+        ('outputs of as many coordinates as the inputs', anywhere or at is None or at.dims == measure.dims),
+        *self._on_rings(measure))
+    return next((what for what, there in needs if not there), None)
+
+@patch
+def _on_rings(self: Structure, measure: Measure) -> list[tuple[str, bool]]:
+    "What periodic axes have to offer."
+    if not any(measure.periodic): return []
+    ends = self.support or ((-INFINITE, INFINITE),) * measure.ndim
+    past = all((abs(lo) == INFINITE) == (abs(hi) == INFINITE) for (lo, hi), ring in zip(ends, measure.periodic) if ring)
+    short = [f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
+             for (lo, hi), n, ring in zip(self.span or (), measure.shape, measure.periodic) if ring and hi - lo + 1 > n]
+    return [('a line, since a periodic axis has no past', past), (', '.join(short), not short)]
+
+@patch
+def check(self: Structure, measure: Measure, at: Measure | None = None) -> None:
+    "ValueError that names what the kernel needs and does not find."
+    if why := self.missing(measure, at): raise ValueError(f'this kernel needs {why}: its measure is {measure.describe()}')
 
 # %% ../../nbs/kernel/00_structure.ipynb #terms
 def pair_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, axis: int, join=torch.mul) -> Tensor | None:

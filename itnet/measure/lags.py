@@ -50,8 +50,6 @@ def check_axes(support: Box | None, measure: Measure) -> None:
         raise ValueError(f'a kernel with support on {len(support)} axes cannot be used on points of {measure.dims} '
                          f'coordinates (shape {measure.shape})')
     for n, (lo, hi), circle in zip(measure.shape, support, measure.periodic):
-        if circle and (abs(lo) == INFINITE) != (abs(hi) == INFINITE):
-            raise ValueError('a periodic axis has no past: a causal kernel needs a line')
         if circle and hi < INFINITE and hi - lo + 1 > n:
             raise ValueError(f'a support of {hi - lo + 1} lags meets itself on a periodic axis of {n} points: '
                              'restrict the kernel or use a larger grid')

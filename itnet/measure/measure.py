@@ -29,13 +29,19 @@ class Measure:
     signed: bool = False                  # some weight is negative
 
     @property
-    def ndim(self) -> int: return len(self.shape)
+    def ndim(self) -> int:
+        "Axes of the grid; 1 for scattered points."
+        return len(self.shape)
 
     @property
-    def n(self) -> int: return math.prod(self.shape)
+    def n(self) -> int:
+        "Number of points."
+        return math.prod(self.shape)
 
     @property
-    def regular(self) -> bool: return self.points is None
+    def regular(self) -> bool:
+        "Whether this is a grid."
+        return self.points is None
 
     @property
     def dims(self) -> int:
@@ -54,6 +60,15 @@ def positions(self: Measure, device=None) -> Tensor:
     if not self.regular: return self.points
     axes = [h * torch.arange(n, dtype=torch.float64, device=device) for n, h in zip(self.shape, self.spacing)]
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1).reshape(1, -1, self.ndim)
+
+# %% ../../nbs/measure/00_measure.ipynb #describe
+@patch
+def describe(self: Measure) -> str:
+    "The measure in words, as error texts and plans name it."
+    has = dict(periodic=any(self.periodic), weighted=self.weight is not None, segments=self.segments is not None)
+    kind = f'{"line" if self.ndim == 1 else "grid"} of {" × ".join(f"{n:,}" for n in self.shape)} points'
+    if not self.regular: kind = f'set of {self.n:,} scattered points of {self.dims} coordinate{"s" * (self.dims != 1)}'
+    return ', '.join([kind, *(name for name, there in has.items() if there)])
 
 # %% ../../nbs/measure/00_measure.ipynb #as-tuple
 def per_axis(value, ndim: int, name: str) -> tuple:
@@ -99,7 +114,7 @@ def _check_segments(segments: Tensor | None, shape: tuple[int, ...], runs: bool)
 
 # %% ../../nbs/measure/00_measure.ipynb #voronoi
 def voronoi(x: Tensor,                                     # (1|B, N), positions on a line, in any order
-            domain: tuple[float, float] | None = None,     # the cells fill it; default: from the first to the last point
+            domain: tuple[float, float] | None = None,     # what the cells fill; default: first to last point
             mask: Tensor | None = None,                    # (1|B, N), True at points that count
             segments: Tensor | None = None                 # (1|B, N)
            ) -> Tensor:                                    # (1|B, N)

@@ -35,6 +35,16 @@ class Pairs:
         return tuple(-(-n // c) for n, c in zip(self.measure.shape, self.tile))
 
     @property
+    def tile_size(self) -> int:
+        "Rows of a tile."
+        return math.prod(self.tile)
+
+    @property
+    def slab_size(self) -> int:
+        "Columns of a tile."
+        return math.prod(self.slab)
+
+    @property
     def whole(self) -> bool:
         "Whether this is the full matrix."
         return self.at is None and self.tile == self.slab == self.measure.shape

@@ -14,6 +14,7 @@ from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..kernel.stationary import Implicit, Taps
 from ..kernel.content import ExpDot, Projection, Separable, merge_heads, split_heads
+from ..rule.base import checked, possible
 from ..transform import apply
 from ..transform import check_input
 
@@ -63,12 +64,12 @@ class ITBlock(nn.Module):
                 ):
         super().__init__()
         if dim % heads: raise ValueError(f'{dim} channels cannot be split into {heads} heads')
-        if rule not in ('auto', 'dense', 'fft'): raise ValueError(f'rule {rule!r} cannot integrate a far field: choose auto, dense or fft')
         self.heads, self.rule = heads, rule
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.far = far_kernel(dim, heads, rank, extent, dims, causal, short)
         self.near = near_kernel(dim, heads, window, dims, causal, short) if window else None
         self.gate = nn.Linear(dim, heads) if window else None
+        if rule != 'auto': checked(rule, self.far, Measure.grid((2,) * dims))      # of any length
         self.value = Projection(dim, dim, short, causal, dims)
         self.z, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.mlp = SwiGLU(dim, hidden or 2 * dim)
@@ -81,7 +82,8 @@ def mix(self: ITBlock, n: Tensor, measure: Measure) -> Tensor:
     y = apply(self.far, measure, n, v, self.rule)
     if self.near is not None:
         g = split_heads(self.gate(n), self.heads).sigmoid()                          # (B, H, N, 1)
-        y = g * y + (1 - g) * apply(self.near, measure, n, v, 'dense' if self.rule == 'fft' else self.rule)
+        rule = self.rule if self.rule in possible(self.near, measure) else 'auto'    # one that the window can do, too
+        y = g * y + (1 - g) * apply(self.near, measure, n, v, rule)
     return merge_heads(y, measure.shape)
 
 @patch

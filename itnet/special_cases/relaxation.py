@@ -119,7 +119,7 @@ class Far(nn.Module):
     def forward(self, run, integral: Integral) -> Tensor:
         if integral.by_heads: return self.up[:, None, None] * apply(self.kernel, integral.measure, None, integral.v)
         v = self.down(integral.v)
-        far = apply(self.kernel, integral.measure, None, v.flatten(1, -2).mT[..., None])              # a head per channel
+        far = apply(self.kernel, integral.measure, None, v.flatten(1, -2).mT[..., None])          # a head per channel
         far = far[..., 0].mT.unflatten(1, v.shape[1:-1])
         return _at_outputs(far, integral) @ self.up.mT
 
