@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'train', 'evaluate', 'results', 'demo', 'bench', 'explain
 
 # %% ../nbs/cli.ipynb #imports
 import sys
-from .training.overrides import Usage, comments, describe, make_parser, parse, unknown
+from .training.overrides import Usage, add_help, comments, make_parser, parse, unknown
 
 # %% ../nbs/cli.ipynb #train
 def _recipes():
@@ -67,8 +67,8 @@ def results(argv: list[str]) -> int:
     o = _simple('results', 'A table from run records.',
                 ('records', dict(type=str, nargs='?', default='results', help='a folder, a record or a pattern')),
                 ('--format', dict(choices=['rich', 'markdown'], default=default)), argv=argv)
-    from itnet.training.ledger import read, table
-    _show(table(read(o.records), o.format))
+    from itnet.training.ledger import read_records, table
+    _show(table(read_records(o.records), o.format))
     return 0
 
 # %% ../nbs/cli.ipynb #call
@@ -81,7 +81,7 @@ def _call(prog: str, function, argv: list[str], flags: tuple[str, ...] = ()) -> 
     p = make_parser(prog, (function.__doc__ or '').strip().split('\n')[0])
     p.add_function_arguments(function, fail_untyped=False, skip=set(flags))
     for name in flags: p.add_argument(f'--{name}', action='store_true')
-    describe(p, comments(function))
+    add_help(p, comments(function))
     out = function(**parse(p, argv).as_dict())
     if isinstance(out, str) and sys.stdout.isatty():                # Markdown, laid out for a person
         from rich.markdown import Markdown
@@ -100,12 +100,14 @@ _BENCHMARKS = {'block': ('block_speed', 'bench_block', (), 'time and memory of I
                'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
                'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
                'converted': ('converted', 'bench_converted', ('small',), 'ResNet-50, GPT-2 and Mamba, converted whole, beside the originals'),
-               'relaxed': ('relaxed', 'bench_relaxed', (), 'trained networks with a constraint lifted, beside those that keep it')}
+               'relaxed': ('relaxed', 'bench_relaxed', (), 'trained networks with a constraint lifted, beside those that keep it'),
+               'convolutions': ('converted_conv', 'bench_converted_conv', (), 'converted convolution layers by every rule, and by auto'),
+               'against': ('fft_against', 'bench_fft_against', (), 'the step of itnet bench fft beside that of another commit, --commit HEAD~1')}
 
 def bench(argv: list[str]) -> int:
     "itnet bench NAME: measure, and write a record; without a name, the list of benchmarks"
     if not argv or argv[0] in ('-h', '--help'):
-        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:9} {b[-1]}' for name, b in _BENCHMARKS.items())]))
+        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *(f'  {name:13}{b[-1]}' for name, b in _BENCHMARKS.items())]))
         return 0 if argv else 2
     if argv[0] not in _BENCHMARKS: raise unknown('benchmark', argv[0], _BENCHMARKS)
     import importlib

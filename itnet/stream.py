@@ -14,8 +14,7 @@ from .kernel.structure import Decay
 from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
-from .rule.base import RULES
-from .rule.scan import advance
+from .rule.scan import advance, scan
 
 # %% ../nbs/stream.ipynb #state
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class State:
 
     A state belongs to one kernel and one batch. It carries gradients until it is detached.
     """
-    sums: Tensor                     # (B, H, R, d): Σ_j e^{g(j+1) + ... + g(now)} ψ(j) w_j v_j; d + 1 channels if normalised
+    sums: Tensor  # (B, H, R, d): Σ_j e^{g(j+1) + ... + g(now)} ψ(j) w_j v_j; d + 1 channels if normalised
     place: Tensor                    # (1|B, k) the last positions, float64
     u: Tensor | None = None          # (B, k, D)
     weight: Tensor | None = None     # (1|B, k)
@@ -57,7 +56,8 @@ def _window(state: State, new: Measure) -> Measure:
     ones = lambda n: torch.ones(1, n, dtype=state.place.dtype, device=state.place.device)
     weight = None
     if new.weight is not None or state.weight is not None:
-        weight = join(ones(k) if state.weight is None else state.weight, ones(new.n) if new.weight is None else new.weight)
+        some = lambda m, n: ones(n) if m.weight is None else m.weight
+        weight = join(some(state, k), some(new, new.n))
     segments = None if new.segments is None else join(state.segments, new.segments)
     shape = (k + new.n,)
     if new.regular:
@@ -65,8 +65,8 @@ def _window(state: State, new: Measure) -> Measure:
         return _Later(shape, new.spacing, weight, None, segments, new.periodic, True, new.signed, origin)
     points = join(state.place[..., None].to(new.points.dtype), new.points)
     if bool((points[:, k] <= points[:, k - 1]).any()):
-        raise ValueError(f'new points start at {points[:, k].min():g}, and the stream is at {points[:, k - 1].max():g}: '
-                         'give later ones')
+        first, last = points[:, k].min(), points[:, k - 1].max()
+        raise ValueError(f'new points start at {first:g}, and the stream is at {last:g}: give later ones')
     return replace(new, shape=shape, weight=weight, points=points, segments=segments)
 
 # %% ../nbs/stream.ipynb #context
@@ -80,15 +80,16 @@ def context(kernel: Kernel) -> int:
 
 def _check_step(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor, state: State | None) -> None:
     "ValueError unless the kernel has a finite state, and everything fits."
-    if why := RULES['scan'].missing(kernel, measure):
+    if why := scan.missing(kernel, measure):
         raise ValueError(f'a stream needs {why}, which is missing here ({type(core(kernel)).__name__} '
-                         f'on a {measure.describe()}): {RULES["scan"].remedy}')
+                         f'on a {measure.describe()}): {scan.remedy}')
     if v.ndim != 4 or v.shape[2] != measure.n or kernel.heads not in (1, v.shape[1]):
         raise ValueError(f'values of shape {tuple(v.shape)} do not fit: expected (B, {kernel.heads}, {measure.n}, d)')
     if state is None: return
     want = (*v.shape[:2], core(kernel).structure.state, v.shape[3] + isinstance(kernel, Normalised))
     if tuple(state.sums.shape) != want:
-        raise ValueError(f'a state with sums of shape {tuple(state.sums.shape)} is of another kernel or batch: expected {want}')
+        raise ValueError(f'a state with sums of shape {tuple(state.sums.shape)} is of another kernel or batch: '
+                         f'expected {want}')
     if (u is None) != (state.u is None) or (u is not None and u.shape[::2] != state.u.shape[::2]):
         given, had = (None if x is None else tuple(x.shape) for x in (u, state.u))
         raise ValueError(f'u {given} does not continue a stream of {had}: it is of another kernel or batch')
@@ -106,13 +107,14 @@ def step(kernel: Kernel,
          u: Tensor | None,                  # (B, n, D) what the kernel reads, at the new points
          v: Tensor,                         # (B, H, n, d) what is integrated
          state: State | None = None,        # what came before; None: nothing
-         measure: Measure | None = None     # the n new points: spacing, weights, segments, positions; default: a sequence
+         measure: Measure | None = None  # the n new points: spacing, weights, segments, positions; default: a sequence
         ) -> tuple[Tensor, State]:          # (B, H, n, d) and the next state
     "Continue a stream by n ≥ 1 points. ValueError for a kernel without a finite state or a state that does not fit."
     measure = measure or Measure.sequence(v.shape[-2])
     _check_step(kernel, measure, u, v, state)
     inner, new = core(kernel), slice(-measure.n, None)
-    line, seen = (measure, u) if state is None else (_window(state, measure), u if u is None else torch.cat([state.u, u], 1))
+    line = measure if state is None else _window(state, measure)
+    seen = u if state is None or u is None else torch.cat([state.u, u], 1)
     left, right = read(inner, line, seen)
     d = inner.recurrence(line, left, right)
     left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
@@ -121,4 +123,5 @@ def step(kernel: Kernel,
     y, sums = advance(kernel, measure, left, right, Decay(*d), v, start=start, before=before, final=True)
     k = max(1, context(inner))
     tail = lambda x: None if x is None else x[:, -k:]
-    return y, State(sums, line.positions(v.device)[:, -k:, 0].double(), tail(seen), tail(line.weight), tail(line.segments))
+    place = line.positions(v.device)[:, -k:, 0].double()
+    return y, State(sums, place, tail(seen), tail(line.weight), tail(line.segments))

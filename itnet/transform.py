@@ -24,7 +24,8 @@ def _check_points(measure: Measure, u: Tensor | None, v: Tensor, names: tuple[st
     for what in ('weight', 'points', 'segments'):
         x = getattr(measure, what)
         if x is not None and x.shape[0] not in (1, v.shape[0]):
-            raise ValueError(f'{what} of shape {tuple(x.shape)} of the {names[0]} do not fit values of shape {tuple(v.shape)}')
+            raise ValueError(f'{what} of shape {tuple(x.shape)} of the {names[0]} do not fit '
+                             f'values of shape {tuple(v.shape)}')
     if u is not None and (u.shape[0] != v.shape[0] or tuple(u.shape[1:-1]) != measure.shape):
         raise ValueError(f'{names[1]} of shape {tuple(u.shape)} does not fit values of shape {tuple(v.shape)} '
                          f'on a {names[0]} of shape {measure.shape}')
@@ -52,7 +53,7 @@ def apply(kernel: Kernel,
           at: Measure | None = None,        # where the outputs are; default: where the inputs are
           u_at: Tensor | None = None        # (B, *at.shape, D) what the kernel reads there
          ) -> Tensor:                       # (B, H, N, d)
-    "Σ_j K(i, j) w_j v_j by the given rule. ValueError, before any work, for what does not fit or a rule that is not valid."
+    "Σ_j K(i, j) w_j v_j by the given rule. ValueError for what does not fit, or a rule that is not valid."
     if at is None and u_at is not None: raise ValueError('u_at was given without at, the measure that it lives on')
     v = _check_heads(kernel, measure, v)
     _check_points(measure, u, v, ('measure', 'u'))
@@ -73,12 +74,13 @@ class IntegralTransform(nn.Module):
                  heads: int | None = None,         # H; default: the kernel's
                  rule: str = 'auto',               # how: a rule by name, or auto
                  value_heads: int | None = None,   # heads of the values, each shared by a group; default: heads
-                 context: int | None = None,       # channels of u at the inputs, where it is another function; default: dim
+                 context: int | None = None,  # channels of u at the inputs, where it is another function; default: dim
                  local: bool = False               # add W u(x)
                 ):
         super().__init__()
         heads = heads or kernel.heads
-        if kernel.heads not in (1, heads): raise ValueError(f'a kernel of {kernel.heads} heads in a transform of {heads}')
+        if kernel.heads not in (1, heads):
+            raise ValueError(f'a kernel of {kernel.heads} heads in a transform of {heads}')
         if dim % heads: raise ValueError(f'{dim} channels cannot be split into {heads} heads')
         if rule not in ('auto', *RULES): raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
         self.dim, self.heads, self.rule, self.kernel = dim, heads, rule, kernel
@@ -92,7 +94,7 @@ class IntegralTransform(nn.Module):
     def forward(self,
                 u: Tensor,                                  # (B, *S, D)
                 measure: Measure | None = None,             # default: a grid of shape S, every point counted once
-                context: Tensor | None = None,              # (B, *S', D') the function that is integrated; default: u itself
+                context: Tensor | None = None,  # (B, *S', D') the function that is integrated; default: u itself
                 context_measure: Measure | None = None      # default: a grid of shape S'
                ) -> Tensor:                                 # (B, *S, D)
         at = measure or Measure.grid(u.shape[1:-1])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ SECTIONS = ("machine", "check_conv", "conv", "check_tile", "tile", "check_chunks
 
 def run(*args: str) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run([sys.executable, str(SCRIPT), *args], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, str(SCRIPT), *args], env=env, capture_output=True, text=True, timeout=600)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_tiny_runs_every_section(tmp_path):
     for n in (16, 33):
         assert {"auto", "unfused", "sdpa", "copy"} <= {v for m, v, step in conv if m == n}
         assert conv[n, "auto", "both"]["error"] < 5e-3 and len(conv[n, "auto", "forward"]["ratio"]) == 3
-    from itnet.experiments.fft_speed import gpu_table
+    from itnet.experiments.gpu_speed import gpu_table
     assert "| 33 | 1 | 2 |" in gpu_table(record)
 
 
@@ -72,8 +73,15 @@ def test_a_failure_is_recorded_and_the_rest_goes_on(script, tmp_path, monkeypatc
     assert sections["broken"]["rows"] == [{"n": 1}] and sections["late"]["skipped"] == ["1", "2"] and sections["machine"]["rows"]
 
 
+def test_those_that_work_take_turns(script, tmp_path):
+    size = SimpleNamespace(device="cpu", rounds=4, least=0., memory=False)
+    visit, order = script.Visit("race", size, 60., tmp_path / "gpu.json"), []
+    times = visit.race({"a": lambda: order.append("a"), "b": lambda: order.append("b"), "c": lambda: 1 / 0}, "N=1")
+    assert {name: len(took) for name, took in times.items()} == {"a": 4, "b": 4} and visit.failed[0]["what"] == "c N=1"
+    assert "".join(order) == "ab" * 3 + "aabb" * 4                         # twice a warm-up, then each after a call that is not counted
+
+
 def test_a_section_that_dies_or_never_ends_is_recorded(script, tmp_path, monkeypatch):
-    from types import SimpleNamespace
     out = tmp_path / "gpu.json"
     script.save(out, sections={"dies": dict(status="running", failed=[], skipped=[], rows=[{"n": 1}])})
     start = subprocess.Popen

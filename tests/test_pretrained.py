@@ -8,15 +8,15 @@ import transformers as T
 
 from itnet.special_cases import hub
 from itnet.special_cases.case import SpecialCase
-from itnet.special_cases.equality import differences
-from itnet.special_cases.pretrained import from_pretrained_model, look, outside, report
+from itnet.special_cases.equality import relative_errors
+from itnet.special_cases.pretrained import conversion_report, from_pretrained_model, look, outside
 from itnet.special_cases.relaxation import constraints_of, freed, relax
 
 IDS = torch.randint(1, 50, (2, 11), generator=torch.Generator().manual_seed(0))
 TEXT = dict(vocab_size=50, bos_token_id=0, eos_token_id=None, pad_token_id=0)
 SIZE = dict(hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=24)
 QUIET = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-EAGER = dict(attn_implementation="eager")           # shares no attention with the dense rule
+EAGER = dict(attn_implementation="eager")           # shares no attention with the rule attend
 PERCEIVER = dict(num_latents=6, d_latents=16, d_model=16, qk_channels=16, v_channels=16, num_blocks=1, num_self_attends_per_block=1,
                  num_self_attention_heads=2, num_cross_attention_heads=2, vocab_size=50, max_position_embeddings=11, attention_probs_dropout_prob=0.0)
 
@@ -66,11 +66,11 @@ def test_same_logits_and_gradients(networks, name):
     assert len(same.conversion.replaced) == INTEGRALS[name]
     args, bar = call(name), BARS.get(name, 1e-10)
     with torch.no_grad(): assert relative(same(**args).logits, model(**args).logits) < bar
-    errors = differences(copy.deepcopy(model).train(), same.train(), **args)
+    errors = relative_errors(copy.deepcopy(model).train(), same.train(), **args)
     floor = 1e-3 if name == "vit" else 10 * bar                # gradients that vanish by symmetry, of scores rounded to float32
     assert max(errors.values()) < floor, {k: v for k, v in errors.items() if v > floor}
     assert set(op for _, op in outside(same.eval(), **args)) == ({"max_pool2d_with_indices"} if name == "resnet" else set())
-    assert "integral" in report(same)
+    assert "integral" in conversion_report(same)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mamba", "mamba2"])
@@ -88,7 +88,7 @@ def test_a_wrong_kernel_is_noticed(networks):
     model = networks("bert")
     same = from_pretrained_model(model)
 
-    class Flat(hub.Attention):
+    class Flat(hub.HubAttention):
         def forward(self, query, *rest): return super().forward(0 * query, *rest)
 
     layer = same.bert.encoder.layer[0].attention.self

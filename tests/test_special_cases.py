@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from itnet.special_cases.equality import by_chance, check
+from itnet.special_cases.equality import by_chance, check_case
 from itnet.special_cases.rosetta import cases, planted
 
 BOUND = 1e-10
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("short_chunks")
 
 def errors(case, data) -> dict[str, float]:
     torch.manual_seed(data.draw(st.integers(0, 10**6), label="seed"))
-    return check(case, lambda name, options: data.draw(st.sampled_from(options), label=name))
+    return check_case(case, lambda name, options: data.draw(st.sampled_from(options), label=name))
 
 
 @CASES
@@ -34,5 +34,5 @@ def test_a_wrong_kernel_is_not(case):
     with planted():
         for seed in range(9):
             torch.manual_seed(seed)
-            found.append(max(check(case, by_chance(seed)).values()))
+            found.append(max(check_case(case, by_chance(seed)).values()))
     assert sorted(found)[4] > 100 * BOUND, found

@@ -1,11 +1,11 @@
 "The `itnet` command with two recipes of toys: for tests that need a process, or a run of seconds."
 import sys, time
 from dataclasses import dataclass
-from types import SimpleNamespace
 import torch
 from torch import nn
 import itnet.cli
 from itnet.data.source import DataNotFound
+from itnet.data.spec import Spec, accuracy
 from itnet.training import recipe
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train
@@ -18,7 +18,7 @@ class Sums:
     pause: float = 0.0          # seconds a batch takes
     there: bool = True          # can the data be found
     @property
-    def spec(self): return SimpleNamespace(head="image", inputs=2, classes=2, shape=(), metric="accuracy")
+    def spec(self): return Spec("image", inputs=2, outputs=2, shape=(), metric=accuracy(2))
     def splits(self):
         if not self.there: raise DataNotFound("sums", "train", ["explicit path: none given", "$ITNET_DATA: not set"])
         x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))

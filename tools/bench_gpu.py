@@ -2,11 +2,11 @@
 
     python tools/bench_gpu.py                         # all sections, in order of importance
     python tools/bench_gpu.py --sections conv tile    # some of them
-    python tools/bench_gpu.py --tiny --out x.json     # tiny sizes on the CPU, Triton's interpreter: keeps this script working
+    python tools/bench_gpu.py --tiny --out x.json     # tiny sizes on the CPU, by Triton's interpreter: tries the script
 
-Each section runs in a process of its own, so that a kernel that breaks the CUDA context, or a compilation that never ends,
-costs that section and nothing else. What fails is written down with its message. The file is written again after every
-group of rows. Without a GPU the script says so and writes nothing.
+Each section runs in a process of its own, so that a kernel that breaks the CUDA context, or a compilation that never
+ends, costs that section and nothing else. What fails is written down with its message. The file is written again after
+every group of rows. Without a GPU the script says so and writes nothing.
 """
 import argparse
 import gc
@@ -14,9 +14,11 @@ import importlib
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,20 +26,28 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+
+from itnet.bench.error import relative_error, worst_error  # noqa: E402
+from itnet.bench.memory import added_mb  # noqa: E402
+from itnet.bench.record import begin_record  # noqa: E402
+from itnet.bench.timing import clock, quartiles, race, ratio, stepper  # noqa: E402
+from itnet.experiments.conv_case import ConvCase, causal_attention, compulsory_bytes, unfused  # noqa: E402
 
 # times faster than PyTorch, by length
 PUBLISHED = {256: 5.6, 1024: 7.9, 4096: 6.6, 8192: 5.4, 16384: 2.5, 32768: 3.2, 2**20: 1.7}
 SOURCE = "FlashFFTConv, Fu et al. 2023, arXiv:2311.05908: H100, gated, B 64, H 768, half precision, beside PyTorch"
 BOUND = {"float32": 1e-6, "bfloat16": 5e-3, "float16": 1e-3}      # relative errors aimed at
-LONGEST = {"direct": 256, "toeplitz": 2048}                       # taps up to which methods that are quadratic in N are timed
+LONGEST = {"direct": 256, "toeplitz": 2048}      # taps up to which methods that are quadratic in N are timed
+KINDS = ("both", "forward")                      # steps, the more important one first
 FULL = SimpleNamespace(
     device="cuda", rounds=9, least=2e-3, memory=True, copy=2**28, heads=12, width=64, rank=8,
-    conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20), (64, 768, 2048), (64, 768, 512)),
+    conv=(*((64, 768, n) for n in (1024, 4096, 256, 16384, 32768, 8192)), (4, 64, 2**20),
+          *((64, 768, n) for n in (2048, 512))),
     conv32=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384), (4, 768, 32768)),
     more=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384)), taps=(4, 16, 64),
     check=(97, 1021, 4096, 32768, 8191, 1, 2, 17, 128, 255, 20011, 65537), check_short=(97, 1, 17, 128, 301, 2),
-    tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)), chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
+    tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)),
+    chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
 TINY = SimpleNamespace(
     device="cpu", rounds=1, least=0., memory=False, copy=2**16, heads=1, width=16, rank=2,
     conv=((1, 2, 16), (1, 2, 33)), conv32=((1, 2, 19),), more=((1, 2, 40),), taps=(3,), check=(17,), check_short=(17,),
@@ -82,7 +92,9 @@ class Visit:
     "One section: its sizes, its time, its rows and what failed."
 
     def __init__(self, name: str, size: SimpleNamespace, seconds: float, out: Path):
-        self.name, self.size, self.out, self.start, self.end = name, size, out, time.perf_counter(), time.perf_counter() + seconds
+        self.name, self.size, self.out = name, size, out
+        self.start = time.perf_counter()
+        self.end = self.start + seconds
         self.rows, self.failed, self.skipped = [], [], []
         self.device = torch.device(size.device)
 
@@ -103,70 +115,30 @@ class Visit:
         "Items, as long as there is time; the file is written after each."
         for item in items:
             if self.left() < need:
-                self.skipped.append(str(item)); continue
+                self.skipped.append(str(item))
+                continue
             yield item
             self.write("running")
 
     def write(self, status: str) -> None:
         backend = sys.modules.get("itnet.gpu.backend")
         kernels = dict(getattr(backend, "FAILED", {}))
-        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed, skipped=self.skipped, kernels_failed=kernels)
+        section = dict(status=status, seconds=time.perf_counter() - self.start, failed=self.failed,
+                       skipped=self.skipped, kernels_failed=kernels)
         save(self.out, sections={self.name: section | dict(rows=self.rows)})
 
-    def wait(self) -> None:
-        if self.device.type == "cuda": torch.cuda.synchronize()
-
-    def seconds(self, run, calls: int) -> float:
-        "Of one call, the mean of some."
-        if self.device.type == "cuda":
-            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
-            for _ in range(calls): run()
-            last.record(); last.synchronize()
-            return first.elapsed_time(last) / 1e3 / calls
-        start = time.perf_counter()
-        for _ in range(calls): run()
-        return (time.perf_counter() - start) / calls
-
     def race(self, runs: dict, label: str = "") -> dict:
-        "Seconds of functions that take turns, a list for each; those that fail drop out."
-        calls = {}
-        for key, run in runs.items():
-            if self.attempt(f"{key} {label}", lambda: (run(), self.wait(), True)) is None: continue           # compiled
-            calls[key] = math.ceil(self.size.least / max(self.seconds(run, 2), 1e-7)) if self.size.least else 1
-        times = {key: [] for key in calls}
-        for _ in range(self.size.rounds):
-            for key, n in calls.items(): times[key].append(self.seconds(runs[key], n))
-        return times
+        "Seconds of functions that take turns, a list for each; those that fail when they are called first drop out."
+        device, rounds, first = self.size.device, self.size.rounds, {}
+        for name, run in runs.items():
+            took = self.attempt(f"{name} {label}", partial(clock, run, 1, device))           # and is compiled
+            if took is not None: first[name] = took
+        if rounds == 1: return {name: [took] for name, took in first.items()}       # interpreted, and slow
+        return race({name: runs[name] for name in first}, rounds, device, max(self.left(), 1.), self.size.least)
 
     def memory_mb(self, run) -> float | None:
         "What a step takes of the GPU beyond what is there, in MB."
-        if not self.size.memory: return None
-        gc.collect(); torch.cuda.synchronize(); torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def quartiles(x: list[float]) -> list[float]:
-    return torch.tensor(x, dtype=torch.float64).quantile(torch.tensor([.25, .5, .75], dtype=torch.float64)).tolist()
-
-
-def ratio(times: dict, other, this) -> list[float] | None:
-    "Quartiles of other / this, round by round."
-    return quartiles([a / b for a, b in zip(times[other], times[this])]) if other in times and this in times else None
-
-
-def relative(got, want, least: float = 1e-300) -> float:
-    e = ((got.double() - want).norm() / want.norm().clamp_min(least)).item()
-    return e if math.isfinite(e) else math.inf
-
-
-def worst(got, want) -> float:
-    "Largest relative error of several tensors; one that is zero in exact arithmetic is measured by the largest of them."
-    most = max(w.norm().item() for w in want)
-    return max(relative(a.detach(), b, most if b.norm() < 1e-12 * most else 1e-300) for a, b in zip(got, want))
+        return added_mb(run, self.size.device) if self.size.memory else None
 
 
 def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list[torch.Tensor]:
@@ -182,20 +154,19 @@ def draw(visit: Visit, dtype: torch.dtype, *shapes, guard: bool = False) -> list
     return out
 
 
-def step(f, inputs: list[torch.Tensor], gy: torch.Tensor, both: bool = True):
-    "One step forward, or forward and backward: the output and gradients."
-    def forward():
-        with torch.no_grad(): return (f(*inputs),)
-
-    def backward():
-        y = f(*inputs)
-        return (y, *torch.autograd.grad(y, inputs, gy, materialize_grads=True))
-    return backward if both else forward
-
-
 def double(inputs, gy, f) -> list[torch.Tensor]:
     "Output and gradients of f in float64."
-    return [x.detach() for x in step(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
+    return [x.detach() for x in stepper(f, [x.detach().double().requires_grad_() for x in inputs], gy.double())()]
+
+
+def check(visit: Visit, functions: dict, inputs, gy, want, slack: float = 1., **where) -> None:
+    "A row for each function: the worst relative error of its output and gradients, and whether it is in bounds."
+    dtype = str(gy.dtype)[6:]
+    for name, f in functions.items():
+        got = visit.attempt(f"{name} {dtype} {where}", stepper(f, inputs, gy))
+        if got is None: continue
+        e = worst_error(got, want)
+        visit.add(method=name, dtype=dtype, **where, error=e, ok=e <= slack * BOUND[dtype])
 
 
 def poisoned(on: bool) -> None:
@@ -205,14 +176,6 @@ def poisoned(on: bool) -> None:
 
 
 # --- convolution
-
-def unfused(u, k, pre=None, post=None):
-    "post ⊙ irfft(rfft(pre ⊙ u) · rfft(k)) of (B, D, N) at length 2N: what S4 and Hyena run. Float64 stays what it is."
-    n, work = u.shape[-1], torch.promote_types(u.dtype, torch.float32)
-    x = u if pre is None else pre * u
-    y = torch.fft.irfft(torch.fft.rfft(x.to(work), 2 * n) * torch.fft.rfft(k.to(work), 2 * n), 2 * n)[..., :n].to(u.dtype)
-    return y if post is None else post * y
-
 
 def conv_methods() -> tuple[str, ...]:
     from itnet.conv.choice import METHODS
@@ -239,12 +202,7 @@ def check_conv(visit: Visit) -> None:
                 inputs = draw(visit, dtype, (3, 5, n), (5, n), *([(3, 5, n)] * 2 * gated), guard=True)
                 gy, = (x.detach() for x in draw(visit, dtype, (3, 5, n), guard=True))
                 want = double(inputs, gy, unfused)
-                for method in methods:
-                    name = f"{method} {str(dtype)[6:]} N={n} gated={gated}"
-                    got = visit.attempt(name, step(ours(method), inputs, gy))
-                    if got is None: continue
-                    e = worst(got, want)
-                    visit.add(method=method, n=n, dtype=str(dtype)[6:], gated=gated, error=e, ok=e <= BOUND[str(dtype)[6:]])
+                check(visit, {name: ours(name) for name in methods}, inputs, gy, want, n=n, gated=gated)
 
 
 def spot_errors(visit: Visit, runs: dict, inputs: list[torch.Tensor], gy: torch.Tensor, turn, label: str) -> dict:
@@ -255,7 +213,7 @@ def spot_errors(visit: Visit, runs: dict, inputs: list[torch.Tensor], gy: torch.
     found = {}
     for name, run in runs.items():
         got = visit.attempt(f"{name} {label}", lambda: [cut(x) for x in run()])
-        if got is not None and want is not None: found[name] = worst(got, want)
+        if got is not None and want is not None: found[name] = worst_error(got, want)
     return found
 
 
@@ -263,51 +221,63 @@ def attention_steps(visit: Visit, dtype, batch: int, dim: int, n: int) -> dict:
     "Steps of causal attention of the same width, heads of 64."
     width = math.gcd(dim, 64)
     q, k, v, gy = draw(visit, dtype, *([(batch, dim // width, n, width)] * 4))
-    attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    return {key: step(attention, [q, k, v], gy.detach(), key == "both") for key in ("forward", "both")}
+    return {kind: stepper(causal_attention, [q, k, v], gy.detach(), kind) for kind in KINDS}
 
 
-def conv_case(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None, layout="bdn") -> bool:
-    "Rows of one size: ours and the baselines, forward, and forward and backward. False where the baseline does not fit."
-    taps, kind = taps or n, str(dtype)[6:]
-    label = f"N={n} B={batch} D={dim} taps={taps} {kind}{' gated' * gated} {layout}"
+def conv_inputs(visit: Visit, dtype, case: ConvCase, turn) -> tuple[list[torch.Tensor], torch.Tensor]:
+    "u, filter, gates and the gradient of the output, contiguous in the layout that `turn` leads to."
+    rows = (case.batch, case.dim, case.n)
+    x = draw(visit, dtype, rows, (case.dim, case.taps), *([rows] * 2 * case.gated), rows)
+    *inputs, gy = [turn(x.detach()).contiguous() for x in x]
+    inputs[1] *= case.taps ** -.5
+    return [x.requires_grad_() for x in inputs], gy
+
+
+def conv_rows(visit: Visit, dtype, batch: int, dim: int, n: int, gated=True, taps=0, sdpa=True, methods=None,
+              layout="bdn") -> bool:
+    "Rows of one size: ours and the baselines, forward and with the backward pass. False if the baseline does not fit."
+    case = ConvCase(n, taps or n, batch, dim, gated, str(dtype)[6:], visit.size.device)
+    label = f"N={n} B={batch} D={dim} taps={case.taps} {case.dtype}{' gated' * gated} {layout}"
     turn = (lambda x: x.mT) if layout == "bnd" else lambda x: x
-    inputs = draw(visit, dtype, (batch, dim, n), (dim, taps), *([(batch, dim, n)] * 2 * gated), (batch, dim, n))
-    *inputs, gy = [turn(x.detach()).contiguous() for x in inputs]
-    inputs[1] *= taps ** -.5
-    for x in inputs: x.requires_grad_()
-    methods = [m for m in (conv_methods() if methods is None else methods) if taps <= LONGEST.get(m, taps)]
+    inputs, gy = conv_inputs(visit, dtype, case, turn)
+    methods = [m for m in (conv_methods() if methods is None else methods) if case.taps <= LONGEST.get(m, case.taps)]
     functions = {"unfused": unfused, "auto": ours("auto"), **{m: ours(m) for m in methods}}
     functions = {name: (lambda *x, f=f: turn(f(*map(turn, x)))) for name, f in functions.items()}
-    errors = spot_errors(visit, {name: step(f, inputs, gy) for name, f in functions.items()}, inputs, gy, turn, label)
+    steps = {kind: {name: stepper(f, inputs, gy, kind) for name, f in functions.items()} for kind in KINDS}
+    errors = spot_errors(visit, steps["both"], inputs, gy, turn, label)
     if "unfused" not in errors: return False
     attention = attention_steps(visit, dtype, batch, dim, n) if sdpa and n <= 2**16 else {}
     x, y = inputs[0].detach(), torch.empty_like(gy)
-    gates, size = 2 if gated else 0, (x.numel(), dim * taps)
-    for part in ("both", "forward"):
-        runs = {name: step(functions[name], inputs, gy, part == "both") for name in errors} | {"copy": lambda: y.copy_(x)}
-        if attention: runs["sdpa"] = attention[part]
+    for kind in KINDS:
+        runs = {name: steps[kind][name] for name in errors} | {"copy": lambda: y.copy_(x)}
+        if attention: runs["sdpa"] = attention[kind]
         times = visit.race(runs, label)
-        must = ((4 + 2 * gates) * size[0] + 2 * size[1] if part == "both" else (2 + gates) * size[0] + size[1]) * x.element_size()
         rate = 2 * x.nbytes / quartiles(times["copy"])[1]
-        for name, took in times.items():
-            row = dict(n=n, batch=batch, dim=dim, taps=taps, dtype=kind, gated=gated, layout=layout, step=part, variant=name)
-            row["seconds"] = quartiles(took)
-            if name == "copy": row["bytes_per_second"] = rate
-            elif name != "sdpa":
-                row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name), fraction=must / row["seconds"][1] / rate)
-            if part == "both" and name != "copy":
+        for name in times:
+            row = dict(n=n, batch=batch, dim=dim, taps=case.taps, dtype=case.dtype, gated=gated, layout=layout)
+            row |= conv_row(case, name, kind, times, rate)
+            if kind == "both" and name != "copy":
                 row["added_mb"] = visit.attempt(f"memory of {name} {label}", lambda: visit.memory_mb(runs[name]))
-                if name != "sdpa": row["error"] = errors[name]
-            if name == "auto" and part == "both" and gated and taps == n: row["published_ratio"] = PUBLISHED.get(n)
+                if name in errors: row["error"] = errors[name]
             visit.add(**row)
     return True
 
 
+def conv_row(case: ConvCase, name: str, kind: str, times: dict, rate: float) -> dict:
+    "Times of a variant and what follows from them; `rate` is that of the copy, bytes per second."
+    row = dict(step=kind, variant=name, seconds=quartiles(times[name]))
+    if name == "copy": return row | dict(bytes_per_second=rate)
+    if name == "sdpa": return row
+    row |= dict(ratio=ratio(times, "unfused", name), ratio_sdpa=ratio(times, "sdpa", name))
+    row["fraction"] = compulsory_bytes(case, kind) / row["seconds"][1] / rate
+    as_published = name == "auto" and kind == "both" and case.gated and case.taps == case.n
+    return row | dict(published_ratio=PUBLISHED.get(case.n)) if as_published else row
+
+
 def shrinking(visit: Visit, dtype, batch: int, dim: int, n: int, **how) -> None:
-    "`conv_case`, with half the batch again and again until the baseline fits into memory."
+    "`conv_rows`, with half the batch again and again until the baseline fits into memory."
     while True:
-        done = visit.attempt(f"N={n} B={batch} D={dim}", lambda: conv_case(visit, dtype, batch, dim, n, **how))
+        done = visit.attempt(f"N={n} B={batch} D={dim}", lambda: conv_rows(visit, dtype, batch, dim, n, **how))
         if done is not False or batch == 1: return
         batch //= 2
 
@@ -319,7 +289,8 @@ def conv(visit: Visit) -> None:
 
 def conv_more(visit: Visit) -> None:
     "Channels last; short filters; float32 without gates."
-    for size in visit.groups(visit.size.more, 12.): shrinking(visit, torch.bfloat16, *size, sdpa=False, methods=(), layout="bnd")
+    for size in visit.groups(visit.size.more, 12.):
+        shrinking(visit, torch.bfloat16, *size, sdpa=False, methods=(), layout="bnd")
     for size, taps in visit.groups([(s, t) for t in visit.size.taps for s in visit.size.more], 8.):
         shrinking(visit, torch.bfloat16, *size, gated=False, taps=taps, sdpa=False, methods=("direct", "fft"))
     for size in visit.groups(visit.size.conv32, 12.): shrinking(visit, torch.float32, *size, gated=False)
@@ -366,11 +337,7 @@ def check_tile(visit: Visit) -> None:
         for dtype in (torch.bfloat16, torch.float32):
             inputs, gy = far_inputs(visit, dtype, 2, 3, n, 5, 20, guard=True)
             want = double(inputs, gy, far_dense)
-            for name, f in (("tile", fused_tile), ("fft", far_by_fft)):
-                got = visit.attempt(f"{name} {dtype} N={n}", step(f, inputs, gy))
-                if got is None: continue
-                e = worst(got, want)
-                visit.add(method=name, n=n, dtype=str(dtype)[6:], error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+            check(visit, {"tile": fused_tile, "fft": far_by_fft}, inputs, gy, want, 4., n=n)
 
 
 def tile(visit: Visit) -> None:
@@ -404,9 +371,11 @@ def scan_dense(phi, gate, psi, v):
     return torch.einsum("bhir,bhijr,bhjr->bhij", phi, decay, psi) @ v
 
 
-def scan_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, gates: int = 1, guard: bool = False):
+def scan_inputs(visit: Visit, dtype, batch: int, heads: int, n: int, rank: int, width: int, gates: int = 1,
+                guard: bool = False):
     "Features, gates (logarithms, at most 0), values, and the gradient of the output."
-    phi, gate, psi, v, gy = draw(visit, dtype, *((batch, heads, n, last) for last in (rank, gates, rank, width, width)), guard=guard)
+    shapes = [(batch, heads, n, last) for last in (rank, gates, rank, width, width)]
+    phi, gate, psi, v, gy = draw(visit, dtype, *shapes, guard=guard)
     with torch.no_grad(): gate.abs_().mul_(-.1)
     return [phi, gate, psi, v], gy.detach()
 
@@ -419,11 +388,7 @@ def check_chunks(visit: Visit) -> None:
             for gates in (1, 5):
                 inputs, gy = scan_inputs(visit, dtype, 2, 3, n, 5, 20, gates, guard=True)
                 want = double(inputs, gy, scan_dense)
-                for name, f in (("chunks", fused_chunks), ("scan", torch_scan)):
-                    got = visit.attempt(f"{name} {dtype} N={n} gates={gates}", step(f, inputs, gy))
-                    if got is None: continue
-                    e = worst(got, want)
-                    visit.add(method=name, n=n, dtype=str(dtype)[6:], gates=gates, error=e, ok=e <= 4 * BOUND[str(dtype)[6:]])
+                check(visit, {"chunks": fused_chunks, "scan": torch_scan}, inputs, gy, want, 4., n=n, gates=gates)
 
 
 def chunks(visit: Visit) -> None:
@@ -434,35 +399,37 @@ def chunks(visit: Visit) -> None:
 
 
 def compare(visit: Visit, sizes, make, functions: dict, base: str) -> None:
-    "Rows of functions of the same inputs, beside attention: seconds, ratios to a baseline, memory, difference from it."
+    "Rows of functions of the same inputs, beside attention, at several sizes."
     for batch, n in visit.groups(sizes, 12.):
-        def group():
-            inputs, gy = make(batch, n)
-            b, h, _, width = gy.shape
-            attention, outputs = attention_steps(visit, gy.dtype, b, h * width, n), {}
-            for name, f in functions.items(): outputs[name] = visit.attempt(f"{name} N={n}", lambda: f(*inputs).detach())
-            for kind in ("both", "forward"):
-                runs = {name: step(f, inputs, gy, kind == "both") for name, f in functions.items() if outputs[name] is not None}
-                times = visit.race(runs | {"sdpa": attention[kind]}, f"N={n}")
-                for name, took in times.items():
-                    row = dict(n=n, batch=b, heads=h, width=width, rank=inputs[0].shape[-1], dtype=str(gy.dtype)[6:], step=kind, variant=name)
-                    row["seconds"] = quartiles(took)
-                    if name != "sdpa":
-                        row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
-                        if outputs[base] is not None: row["difference"] = relative(outputs[name], outputs[base].double())
-                    if kind == "both":
-                        run = attention[kind] if name == "sdpa" else step(functions[name], inputs, gy)
-                        row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(run))
-                    visit.add(**row)
-        visit.attempt(f"N={n}", group)
+        visit.attempt(f"N={n}", lambda: compared(visit, *make(batch, n), functions, base))
+
+
+def compared(visit: Visit, inputs, gy, functions: dict, base: str) -> None:
+    "Rows of one size: seconds, ratios to a baseline, memory, difference from it."
+    b, h, n, width = gy.shape
+    attention, outputs = attention_steps(visit, gy.dtype, b, h * width, n), {}
+    for name, f in functions.items(): outputs[name] = visit.attempt(f"{name} N={n}", lambda: f(*inputs).detach())
+    running = {name: f for name, f in functions.items() if outputs[name] is not None}
+    for kind in KINDS:
+        runs = {name: stepper(f, inputs, gy, kind) for name, f in running.items()} | {"sdpa": attention[kind]}
+        times = visit.race(runs, f"N={n}")
+        for name, took in times.items():
+            row = dict(n=n, batch=b, heads=h, width=width, rank=inputs[0].shape[-1], dtype=str(gy.dtype)[6:], step=kind)
+            row |= dict(variant=name, seconds=quartiles(took))
+            if name != "sdpa":
+                row |= dict(ratio=ratio(times, base, name), ratio_sdpa=ratio(times, "sdpa", name))
+                if outputs[base] is not None: row["difference"] = relative_error(outputs[name], outputs[base])
+            if kind == "both":
+                row["added_mb"] = visit.attempt(f"memory of {name} N={n}", lambda: visit.memory_mb(runs[name]))
+            visit.add(**row)
 
 
 # --- the machine
 
 def machine(visit: Visit) -> None:
     "Whether Triton runs here; rate of a copy and of matrix products."
-    why = visit.attempt("backend", lambda: {"why_not": importlib.import_module("itnet.gpu.backend").why_not(visit.device)})
-    if why: visit.add(what="triton", **why)
+    backend = visit.attempt("backend", lambda: importlib.import_module("itnet.gpu.backend"))
+    if backend: visit.add(what="triton", why_not=backend.why_not(visit.device))
     x = torch.ones(visit.size.copy, device=visit.device)
     y = torch.zeros_like(x)
     took = visit.race({"copy": lambda: y.copy_(x)})["copy"]
@@ -473,29 +440,27 @@ def machine(visit: Visit) -> None:
             torch.backends.cuda.matmul.allow_tf32 = tf32
             a = torch.randn(n, n, device=visit.device).to(dtype)
             took = visit.race({"product": lambda: a @ a})["product"]
-            visit.add(what=f"matrix product, {str(dtype)[6:]}{', tf32' if tf32 else ''}", operations_per_second=2 * n**3 / quartiles(took)[1])
+            kind = f"{str(dtype)[6:]}{', tf32' if tf32 else ''}"
+            visit.add(what=f"matrix product, {kind}", operations_per_second=2 * n**3 / quartiles(took)[1])
         visit.attempt(f"product {dtype}", product)
     torch.backends.cuda.matmul.allow_tf32 = False
 
 
 # in order of importance, with the seconds each may take
-SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (conv, 190), "check_tile": (check_tile, 40), "tile": (tile, 50),
-            "check_chunks": (check_chunks, 40), "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
+SECTIONS = {"machine": (machine, 20), "check_conv": (check_conv, 110), "conv": (conv, 190),
+            "check_tile": (check_tile, 40), "tile": (tile, 50), "check_chunks": (check_chunks, 40),
+            "chunks": (chunks, 40), "conv_more": (conv_more, 50)}
 
 
-def about() -> dict:
-    "What it is measured on."
-    def text(*args):
-        done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-    try: triton = importlib.import_module("triton").__version__
-    except ImportError: triton = None
-    info = dict(torch=torch.__version__, triton=triton, cuda=torch.version.cuda, commit=text("rev-parse", "HEAD"),
-                published=dict(ratios=PUBLISHED, source=SOURCE), created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()))
-    if torch.cuda.is_available():
-        p = torch.cuda.get_device_properties(0)
-        info["device"] = dict(gpu=p.name, capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30, multiprocessors=p.multi_processor_count)
-    else: info["device"] = dict(cpu="interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "plain")
+def about(device: str) -> dict:
+    "What is measured, and on what."
+    words = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv[1:]]
+    info = begin_record("gpu", device, published=dict(ratios=PUBLISHED, source=SOURCE), cuda=torch.version.cuda)
+    info["command"] = shlex.join(["python", "tools/bench_gpu.py", *words])
+    if device != "cuda": return info | dict(interpreted=os.environ.get("TRITON_INTERPRET") == "1")
+    p = torch.cuda.get_device_properties(0)
+    info["device"] |= dict(capability=f"{p.major}.{p.minor}", memory_gb=p.total_memory / 2**30,
+                           multiprocessors=p.multi_processor_count)
     return info
 
 
@@ -510,14 +475,16 @@ def run_section(name: str, tiny: bool, seconds: float, out: Path) -> None:
 
 def run_apart(name: str, args, seconds: float) -> None:
     "One section in a process of its own, which is ended when its time is over."
-    command = [sys.executable, str(Path(__file__).resolve()), "--section", name, "--budget", str(seconds), "--out", str(args.out)]
-    if args.tiny: command.append("--tiny")
+    command = [sys.executable, str(Path(__file__).resolve()), "--section", name, "--budget", str(seconds), "--out",
+               str(args.out), *["--tiny"] * args.tiny]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         _, err = child.communicate(timeout=seconds + 15)
-        why = "" if child.returncode == 0 else f"exit code {child.returncode}: " + " | ".join(err.strip().splitlines()[-4:])[-500:]
+        last = " | ".join(err.strip().splitlines()[-4:])[-500:]
+        why = "" if child.returncode == 0 else f"exit code {child.returncode}: {last}"
     except subprocess.TimeoutExpired:
-        child.kill(); child.communicate()
+        child.kill()
+        child.communicate()
         why = f"ended after {seconds + 15:.0f} s"
     if why:
         section = json.loads(args.out.read_text())["sections"].get(name) or dict(failed=[], skipped=[], rows=[])
@@ -530,7 +497,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "bench" / "gpu.json", help="the record")
     parser.add_argument("--budget", type=float, default=540., help="seconds for everything")
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="some of them")
-    parser.add_argument("--tiny", "--dry-run", action="store_true", help="tiny sizes on the CPU, by Triton's interpreter if it is installed")
+    parser.add_argument("--tiny", "--dry-run", action="store_true",
+                        help="tiny sizes on the CPU, by Triton's interpreter if it is installed")
     parser.add_argument("--inline", action="store_true", help="all sections in this process")
     parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -543,16 +511,19 @@ def main() -> int:
         return 0
     end = time.perf_counter() + args.budget
     args.out.unlink(missing_ok=True)
-    save(args.out, **about())
+    save(args.out, **about((TINY if args.tiny else FULL).device))
     for i, name in enumerate(args.sections):
-        left = end - time.perf_counter() - 15                          # what a section that has to be ended takes longer
+        left = end - time.perf_counter() - 15                          # a section that has to be ended takes longer
         later = sum(SECTIONS[other][1] for other in args.sections[i + 1:])
-        seconds = min(left, max(SECTIONS[name][1], left - later))      # time that earlier sections did not need is passed on
-        if seconds < 10: save(args.out, sections={name: dict(status="skipped: no time left", failed=[], skipped=[], rows=[])})
+        seconds = min(left, max(SECTIONS[name][1], left - later))      # what earlier ones did not need is passed on
+        nothing = dict(status="skipped: no time left", failed=[], skipped=[], rows=[])
+        if seconds < 10: save(args.out, sections={name: nothing})
         elif args.inline: run_section(name, args.tiny, seconds, args.out)
         else: run_apart(name, args, seconds)
         s = json.loads(args.out.read_text())["sections"][name]
-        print(f"{name:12} {s['status']}, {len(s['rows'])} rows, {len(s['failed'])} failed, {max(0, end - time.perf_counter()):.0f} s left", flush=True)
+        left = max(0., end - time.perf_counter())
+        rows, failed = len(s["rows"]), len(s["failed"])
+        print(f"{name:12} {s['status']}, {rows} rows, {failed} failed, {left:.0f} s left", flush=True)
     return 0
 
 

@@ -39,11 +39,12 @@ def at(line: int, message: str) -> str:
 # --- text
 
 def check_lines(source: str) -> list[str]:
-    "Lines are at most 120 characters, what nbdev writes aside."
+    "Lines are at most 120 characters, what nbdev writes and the summary of a notebook aside."
     found, generated = [], False
     for i, line in enumerate(source.splitlines(), 1):
         generated = bool(GENERATED.match(line)) or generated and line.startswith(" ")        # the rest of `__all__`
-        if len(line) > WIDTH and not generated: found.append(at(i, f"a line of {len(line)} characters"))
+        summary = i == 1 and line.startswith('"""')                                          # a notebook's own line of prose
+        if len(line) > WIDTH and not generated and not summary: found.append(at(i, f"a line of {len(line)} characters"))
     return found
 
 

@@ -6,19 +6,21 @@
 __all__ = ['sample_kernels', 'step_seconds', 'time_rules', 'fit_rate', 'fit_rates', 'measure_rates', 'choices', 'choices_table']
 
 # %% ../../nbs/bench/30_crossover.ipynb #imports
-import time
 from collections import defaultdict
 from datetime import datetime, timezone
 import numpy as np
 import torch
 from scipy.optimize import nnls
+from .record import markdown_table
+from .timing import clock, quartiles, stepper
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..kernel.stationary import Exponentials, Implicit, Taps
 from ..kernel.content import Separable, Softmax
-from ..rule.plan import ESTIMATES, RULES, choose, count
+from ..rule.base import RULES
+from ..rule.plan import choose, count
+from ..rule.rates import Rate, Rates, built_in, completed, device_name, expected
 from ..transform import apply
-from ..rule.rates import BUILT_IN, WAYS, Rate, Rates, device_name, expected
 
 # %% ../../nbs/bench/30_crossover.ipynb #samples
 def sample_kernels(dim: int = 64, heads: int = 4) -> dict[str, Kernel]:
@@ -44,28 +46,29 @@ def step_seconds(kernel: Kernel, measure: Measure, rule: str,
     kernel = kernel.to(device)
     u = torch.randn(batch, *measure.shape, dim, device=device, requires_grad=True)
     v = torch.randn(batch, kernel.heads, measure.n, dim // kernel.heads, device=device, requires_grad=True)
-    wait = torch.cuda.synchronize if torch.device(device).type == 'cuda' else lambda: None
-    def step() -> float:
-        wait()
-        start = time.perf_counter()
-        y = apply(kernel, measure, u, v, rule)
-        torch.autograd.grad(y, [u, v, *kernel.parameters()], torch.ones_like(y), allow_unused=True)
-        wait()
-        return time.perf_counter() - start
+    integral = lambda u, v, *parameters: apply(kernel, measure, u, v, rule)
+    step = stepper(integral, [u, v, *kernel.parameters()], torch.ones_like(v))
     step()
-    return [step() for _ in range(repeat)]
+    return [clock(step, 1, device) for _ in range(repeat)]
 
 # %% ../../nbs/bench/30_crossover.ipynb #rows
-def time_rules(lengths: tuple[int, ...], dim: int = 64, heads: int = 4, repeat: int = 5, limit: float = 1., device: str = 'cpu') -> list[dict]:
-    "A row for each kernel, length and rule: operations and the median of seconds."
-    rows = []
+def time_rules(lengths: tuple[int, ...],     # N
+               dim: int = 64,                # channels in all
+               heads: int = 4,
+               repeat: int = 5,              # timed steps of each
+               limit: float = 1.,            # seconds of a step, by the built-in rates, from which a rule is left out
+               device: str = 'cpu'
+              ) -> list[dict]:
+    "A row for each kernel, length and rule: operations of a forward pass, quartiles of the seconds of a training step."
+    rows, table = [], built_in().rates
     for n in lengths:
         measure = Measure.sequence(n)
         for name, kernel in sample_kernels(dim, heads).items():
             for rule, cost in count(kernel, measure, dim // heads).items():
-                if expected(BUILT_IN.rates[cost.way], cost.flops) > limit: continue
-                took = np.quantile(step_seconds(kernel, measure, rule, dim, 1, repeat, device), [.25, .5, .75]).tolist()
-                rows.append(dict(kernel=name, n=n, dim=dim, heads=heads, rule=rule, way=cost.way, flops=cost.flops, seconds=took))
+                if expected(table[cost.way], cost.flops) > limit: continue
+                took = quartiles(step_seconds(kernel, measure, rule, dim, 1, repeat, device))
+                subject = dict(kernel=name, n=n, dim=dim, heads=heads)
+                rows.append(subject | dict(rule=rule, way=cost.way, flops=cost.flops, seconds=took))
     return rows
 
 # %% ../../nbs/bench/30_crossover.ipynb #fit
@@ -81,8 +84,9 @@ def fit_rates(rows: list[dict], device: str = 'cpu') -> Rates:
     "A table from the rows of `time_rules`; ways that were not timed at two sizes are left out."
     by_way = defaultdict(list)
     for r in rows: by_way[r['way']].append((r['flops'], r['seconds'][1]))
-    fits = {way: fit_rate(*zip(*by_way[way])) for way in WAYS if len({f for f, _ in by_way[way]}) > 1}
-    return Rates(fits, device_name(device), torch.get_num_threads(), torch.__version__, datetime.now(timezone.utc).isoformat(timespec='seconds'))
+    fits = {way: fit_rate(*zip(*times)) for way, times in by_way.items() if len({f for f, _ in times}) > 1}
+    created = datetime.now(timezone.utc).isoformat(timespec='seconds')
+    return Rates(fits, device_name(device), torch.get_num_threads(), torch.__version__, created)
 
 def measure_rates(lengths: tuple[int, ...] = (128, 512, 2048),      # N
                   repeat: int = 5,                                  # timed steps of each
@@ -94,21 +98,27 @@ def measure_rates(lengths: tuple[int, ...] = (128, 512, 2048),      # N
 
 # %% ../../nbs/bench/30_crossover.ipynb #choices
 def choices(rows: list[dict], rates: Rates) -> list[dict]:
-    "For each kernel and length: the measured seconds of each rule, the plan's choice, the fastest, and how much longer the choice takes."
+    """For each kernel and length, the measured seconds of each rule, the plan's choice and the fastest rule.
+
+    `ratio` is how much longer the choice takes.
+    """
     grouped, out = defaultdict(dict), []
     for r in rows: grouped[r['kernel'], r['n'], r['dim'], r['heads']][r['rule']] = r['seconds'][1]
     for (name, n, dim, heads), seconds in grouped.items():
-        exact = {rule: t for rule, t in seconds.items() if rule not in ESTIMATES}
-        chosen = choose(sample_kernels(dim, heads)[name], Measure.sequence(n), dim // heads, rates=BUILT_IN.updated(rates))
+        exact = {rule: t for rule, t in seconds.items() if RULES[rule].exact}
+        kernel, table = sample_kernels(dim, heads)[name], completed(rates)
+        chosen = choose(kernel, Measure.sequence(n), dim // heads, rates=table)
         fastest = min(exact, key=exact.get)
         if chosen not in exact: continue                               # it would have taken too long
-        out.append(dict(kernel=name, n=n, dim=dim, heads=heads, seconds=seconds, chosen=chosen, fastest=fastest, ratio=exact[chosen] / exact[fastest]))
+        found = dict(seconds=seconds, chosen=chosen, fastest=fastest, ratio=exact[chosen] / exact[fastest])
+        out.append(dict(kernel=name, n=n, dim=dim, heads=heads, **found))
     return out
 
 def choices_table(found: list[dict]) -> str:
     "`choices` as Markdown, milliseconds of each rule."
-    lines = ['| kernel | N | ' + ' | '.join(RULES) + ' | chosen | fastest | chosen / fastest |', '|---|---:|' + '---:|' * len(RULES) + '---|---|---:|']
+    lines = []
     for r in found:
         ms = [f"{1e3 * r['seconds'][rule]:.2f}" if rule in r['seconds'] else '' for rule in RULES]
-        lines.append(f"| {r['kernel']} | {r['n']:,} | {' | '.join(ms)} | {r['chosen']} | {r['fastest']} | {r['ratio']:.2f} |")
-    return '\n'.join(lines)
+        lines.append([r['kernel'], f"{r['n']:,}", *ms, r['chosen'], r['fastest'], f"{r['ratio']:.2f}"])
+    head = ['kernel', 'N', *RULES, 'chosen', 'fastest', 'chosen / fastest']
+    return markdown_table(head, lines, 'l' + 'r' * (1 + len(RULES)) + 'll')

@@ -6,7 +6,8 @@
 __all__ = ['stratified_split', 'shift_images', 'Images', 'pixel_statistics', 'Digits', 'Cifar10']
 
 # %% ../../nbs/data/30_images.ipynb #imports
-import io, random
+import io
+import random
 from dataclasses import dataclass
 from functools import lru_cache
 import numpy as np
@@ -14,22 +15,26 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, Spec, check_integers, checksum, derive_seed, generator, load
+from .source import Data, Indexed, check_integers, checksum, derive_seed, generator, load_split
+from .spec import Spec, accuracy
 
 # %% ../../nbs/data/30_images.ipynb #split
 def stratified_split(labels: Tensor, # (n,) class of each example
                      fractions: dict[str, float], # share of each part but the first, which takes the rest
-                     rest: str = "train", # name of the first part
+                     rest: str = 'train', # name of the first part
                      seed: int = 0, # of the shuffle
     ) -> dict[str, Tensor]: # indices of each part, sorted
     "Split examples at the same fractions in every class."
     if min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
-        raise ValueError(f"fractions {fractions} must be positive and leave something for {rest!r}")
+        raise ValueError(f'fractions {fractions} must be positive and leave something for {rest!r}')
     parts = {rest: [], **{k: [] for k in fractions}}
     for c in sorted(set(labels.tolist())):
-        where, draw = (labels == c).nonzero()[:, 0].tolist(), random.Random(derive_seed("split", seed, c)).random
+        where, draw = (labels == c).nonzero()[:, 0].tolist(), random.Random(derive_seed('split', seed, c)).random
         order = [i for _, i in sorted((draw(), i) for i in where)]
-        for k, f in fractions.items(): n = round(f*len(where)); parts[k] += order[:n]; order = order[n:]
+        for k, f in fractions.items():
+            n = round(f*len(where))
+            parts[k] += order[:n]
+            order = order[n:]
         parts[rest] += order
     return {k: torch.tensor(sorted(v)) for k, v in parts.items()}
 
@@ -59,22 +64,29 @@ class Images(Indexed):
                  flip: bool = False, # mirror half of the images
         ):
         if len(pixels) != len(labels):
-            raise ValueError(f"pixels {tuple(pixels.shape)} and labels {tuple(labels.shape)} do not match")
+            raise ValueError(f'pixels {tuple(pixels.shape)} and labels {tuple(labels.shape)} do not match')
         self.pixels, self.labels, self.mean, self.std, self.scale = pixels, labels, mean, std, scale
         self.shift, self.flip = shift, flip
         self.set_epoch(0)
     def __len__(self): return len(self.labels)
     def checksum(self): return checksum(self.pixels, self.labels)
-    def set_epoch(self, epoch, seed=0):
-        g, n = generator("images", seed, epoch), len(self)
-        self.shifts = torch.randint(-self.shift, self.shift + 1, (n, 2), generator=g) if self.shift else None
-        self.flips = torch.rand(n, generator=g) < 0.5 if self.flip else None
-    def batch(self, index):
-        x = self.pixels[index]
-        if self.shift or self.flip:
-            x = shift_images(x, self.shifts[index] if self.shift else torch.zeros(len(x), 2, dtype=torch.long),
-                             self.flips[index] if self.flip else None)
-        return {"x": x.float().div_(self.scale).sub_(self.mean).div_(self.std), "target": self.labels[index]}
+
+# %% ../../nbs/data/30_images.ipynb #images-batch
+@patch
+def set_epoch(self: Images, epoch: int, seed: int = 0) -> None:
+    "Draw the shifts and flips of an epoch, for all images at once."
+    g, n = generator('images', seed, epoch), len(self)
+    self.shifts = torch.randint(-self.shift, self.shift + 1, (n, 2), generator=g) if self.shift else None
+    self.flips = torch.rand(n, generator=g) < 0.5 if self.flip else None
+
+@patch
+def batch(self: Images, index: Tensor) -> dict[str, Tensor]:
+    "The batch of these images: x (B, H, W, C), standardised, and target (B,)."
+    x = self.pixels[index]
+    if self.shift or self.flip:
+        shifts = self.shifts[index] if self.shift else torch.zeros(len(x), 2, dtype=torch.long)
+        x = shift_images(x, shifts, self.flips[index] if self.flip else None)
+    return {'x': x.float().div_(self.scale).sub_(self.mean).div_(self.std), 'target': self.labels[index]}
 
 # %% ../../nbs/data/30_images.ipynb #statistics
 def pixel_statistics(pixels: Tensor, # (n, H, W, C) uint8
@@ -94,6 +106,7 @@ def _digits() -> tuple[Tensor, Tensor]:
     d = load_digits()
     return torch.tensor(d.images.astype(np.uint8))[..., None], torch.tensor(d.target.astype(np.int64))
 
+# %% ../../nbs/data/30_images.ipynb #digits-fields
 @dataclass(frozen=True)
 class Digits(Data):
     "scikit-learn's 1,797 handwritten digits, 8 × 8 pixels, in a stratified split."
@@ -103,25 +116,26 @@ class Digits(Data):
     test: float = 0.2 # share of test images
     split_seed: int = 0 # of the split; another seed is another data set
     def __post_init__(self):
-        check_integers(self, "batch_size"); check_integers(self, "shift", "split_seed", least=0)
-        if self.shift >= 8: raise ValueError(f"Digits.shift={self.shift} moves 8 × 8 pixels out of sight; at most 7")
+        check_integers(self, 'batch_size')
+        check_integers(self, 'shift', 'split_seed', least=0)
+        if self.shift >= 8: raise ValueError(f'Digits.shift={self.shift} moves 8 × 8 pixels out of sight; at most 7')
         if not (0 < self.validation and 0 < self.test and self.validation + self.test < 1):
-            raise ValueError(f"Digits.validation={self.validation} and test={self.test} must be positive and "
-                             "leave training images")
+            raise ValueError(f'Digits.validation={self.validation} and test={self.test} must be positive and '
+                             'leave training images')
 
 # %% ../../nbs/data/30_images.ipynb #digits-splits
 @patch(as_prop=True)
 def spec(self: Digits) -> Spec:
     "One channel in, ten classes out."
-    return Spec("image", 1, 10, (8, 8), "accuracy")
+    return Spec('image', 1, 10, (8, 8), accuracy(10))
 
 @patch
 def splits(self: Digits) -> dict[str, Images]:
     "The data sets train (shifted), validation and test (as they are)."
     x, y = _digits()
-    parts = stratified_split(y, {"validation": self.validation, "test": self.test}, seed=self.split_seed)
-    mean, std = pixel_statistics(x[parts["train"]], 16.)
-    return {k: Images(x[i], y[i], mean, std, 16., self.shift if k == "train" else 0) for k, i in parts.items()}
+    parts = stratified_split(y, {'validation': self.validation, 'test': self.test}, seed=self.split_seed)
+    mean, std = pixel_statistics(x[parts['train']], 16.)
+    return {k: Images(x[i], y[i], mean, std, 16., self.shift if k == 'train' else 0) for k, i in parts.items()}
 
 # %% ../../nbs/data/30_images.ipynb #cifar
 @lru_cache(maxsize=2)
@@ -129,14 +143,15 @@ def _cifar10(split: str, path: str | None, revision: str | None) -> tuple[Tensor
     "Pixels (n, 32, 32, 3) uint8 and labels of an official split."
     from datasets import Image
     from PIL import Image as P
-    rows = load("cifar10", split, path, revision).cast_column("img", Image(decode=False))
+    rows = load_split('cifar10', split, path, revision).cast_column('img', Image(decode=False))
     pixels = np.empty((len(rows), 32, 32, 3), np.uint8)
     for i, row in enumerate(rows):
-        image = np.asarray(P.open(io.BytesIO(row["img"]["bytes"])).convert("RGB"))
-        if image.shape != (32, 32, 3): raise ValueError(f"CIFAR-10 images are 32 × 32, image {i} is {image.shape[:2]}")
+        image = np.asarray(P.open(io.BytesIO(row['img']['bytes'])).convert('RGB'))
+        if image.shape != (32, 32, 3): raise ValueError(f'CIFAR-10 images are 32 × 32, image {i} is {image.shape[:2]}')
         pixels[i] = image
-    return torch.from_numpy(pixels), torch.tensor(rows["label"][:])
+    return torch.from_numpy(pixels), torch.tensor(rows['label'][:])
 
+# %% ../../nbs/data/30_images.ipynb #cifar-fields
 @dataclass(frozen=True)
 class Cifar10(Data):
     "CIFAR-10: 32 × 32 colour photographs of ten classes, found by `source`."
@@ -148,23 +163,25 @@ class Cifar10(Data):
     revision: str | None = None # full commit hash on the hub instead of the pinned one
     split_seed: int = 0 # of the validation split
     def __post_init__(self):
-        check_integers(self, "batch_size"); check_integers(self, "shift", "split_seed", least=0)
-        if self.shift >= 32: raise ValueError(f"Cifar10.shift={self.shift} moves 32 × 32 pixels out of sight; at most 31")
+        check_integers(self, 'batch_size')
+        check_integers(self, 'shift', 'split_seed', least=0)
+        if self.shift >= 32:
+            raise ValueError(f'Cifar10.shift={self.shift} moves 32 × 32 pixels out of sight; at most 31')
         if not 0 < self.validation < 1:
-            raise ValueError(f"Cifar10.validation={self.validation} must be between 0 and 1")
+            raise ValueError(f'Cifar10.validation={self.validation} must be between 0 and 1')
 
 # %% ../../nbs/data/30_images.ipynb #cifar-splits
 @patch(as_prop=True)
 def spec(self: Cifar10) -> Spec:
     "Three channels in, ten classes out."
-    return Spec("image", 3, 10, (32, 32), "accuracy")
+    return Spec('image', 3, 10, (32, 32), accuracy(10))
 
 @patch
 def splits(self: Cifar10) -> dict[str, Images]:
     "The data sets train (augmented), validation and test (as they are). Raises `DataNotFound`."
-    x, y = _cifar10("train", self.path, self.revision)
-    parts = stratified_split(y, {"validation": self.validation}, seed=self.split_seed)
-    mean, std = pixel_statistics(x[parts["train"]])
-    train = lambda k: dict(shift=self.shift, flip=self.flip) if k == "train" else {}
+    x, y = _cifar10('train', self.path, self.revision)
+    parts = stratified_split(y, {'validation': self.validation}, seed=self.split_seed)
+    mean, std = pixel_statistics(x[parts['train']])
+    train = lambda k: dict(shift=self.shift, flip=self.flip) if k == 'train' else {}
     out = {k: Images(x[i], y[i], mean, std, **train(k)) for k, i in parts.items()}
-    return out | {"test": Images(*_cifar10("test", self.path, self.revision), mean, std)}
+    return out | {'test': Images(*_cifar10('test', self.path, self.revision), mean, std)}

@@ -9,9 +9,11 @@ __all__ = ['Order', 'Loader', 'DataModule']
 from collections.abc import Iterator
 import lightning
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from .source import Data, Indexed, Spec, collate, generator
+from .source import Data, Indexed, collate, generator
+from .spec import Spec
 
 # %% ../../nbs/data/40_module.ipynb #order
 class Order:
@@ -22,12 +24,13 @@ class Order:
                  shuffle: bool = False, # draw the order, and leave out an incomplete last batch
                  seed: int = 0, # of the order
         ):
-        self.n, self.batch_size, self.shuffle, self.seed, self.epoch, self.first = n, batch_size, shuffle, seed, 0, 0
+        self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
+        self.epoch = self.first = 0
         if n < (batch_size if shuffle else 1):
-            raise ValueError(f"{n} examples do not fill a batch of {batch_size}; lower batch_size or add examples")
+            raise ValueError(f'{n} examples do not fill a batch of {batch_size}; lower batch_size or add examples')
     def __len__(self): return self.n//self.batch_size if self.shuffle else -(-self.n//self.batch_size)
     def __iter__(self) -> Iterator[list[int]]:
-        g = generator("order", self.seed, self.epoch)
+        g = generator('order', self.seed, self.epoch)
         order = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
         for batch in order.split(self.batch_size)[self.first:len(self)]: yield batch.tolist()
 
@@ -42,21 +45,26 @@ class Loader(DataLoader):
                  num_workers: int = 0, # processes that prepare batches; 0 is fastest for data in tensors
                  collate_fn=collate, # for data sets that answer with single examples
         ):
-        self.order, self.taken = Order(len(data), batch_size, shuffle, seed), 0
+        self.order = Order(len(data), batch_size, shuffle, seed)
+        self.taken = 0 # batches of the training stream so far
         super().__init__(data, batch_sampler=self.order, collate_fn=collate_fn, num_workers=num_workers,
-                         pin_memory=torch.cuda.is_available(), generator=generator("workers", seed))
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        o, left = self.order, len(self)
-        if not o.shuffle: self.taken = 0
-        while left:
-            o.epoch, o.first = divmod(self.taken, len(o))
-            if o.shuffle and hasattr(self.dataset, "set_epoch"): self.dataset.set_epoch(o.epoch, o.seed)
-            for batch in super().__iter__():
-                self.taken, left = self.taken + 1, left - 1
-                yield batch
-                if not left: return
-    def state_dict(self) -> dict[str, int]: return {"taken": self.taken}
-    def load_state_dict(self, state: dict[str, int]) -> None: self.taken = state["taken"]
+                         pin_memory=torch.cuda.is_available(), generator=generator('workers', seed))
+    def state_dict(self) -> dict[str, int]: return {'taken': self.taken}
+    def load_state_dict(self, state: dict[str, int]) -> None: self.taken = state['taken']
+
+# %% ../../nbs/data/40_module.ipynb #loader-pass
+@patch
+def __iter__(self: Loader) -> Iterator[dict[str, Tensor]]:
+    "The batches of one pass, from where the last one ended."
+    o, left = self.order, len(self)
+    if not o.shuffle: self.taken = 0
+    while left:
+        o.epoch, o.first = divmod(self.taken, len(o))
+        if o.shuffle and hasattr(self.dataset, 'set_epoch'): self.dataset.set_epoch(o.epoch, o.seed)
+        for batch in super(Loader, self).__iter__():
+            self.taken, left = self.taken + 1, left - 1
+            yield batch
+            if not left: return
 
 # %% ../../nbs/data/40_module.ipynb #module
 class DataModule(lightning.LightningDataModule):
@@ -67,7 +75,7 @@ class DataModule(lightning.LightningDataModule):
                  num_workers: int = 0, # processes that prepare batches
         ):
         super().__init__()
-        if num_workers < 0: raise ValueError(f"num_workers must be ≥ 0, got {num_workers}")
+        if num_workers < 0: raise ValueError(f'num_workers must be ≥ 0, got {num_workers}')
         self.data, self.seed, self.num_workers, self.sets = data, seed, num_workers, None
     @property
     def spec(self) -> Spec:
@@ -76,13 +84,29 @@ class DataModule(lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         "Make the data sets, once."
         if self.sets is None: self.sets = self.data.splits()
-    def loader(self, split: str, # "train", "validation" or "test"
-        ) -> Loader:
-        "A fresh loader of one split."
-        self.setup()
-        if split not in self.sets: raise ValueError(f"no split {split!r}; there are {', '.join(self.sets)}")
-        return Loader(self.sets[split], self.data.batch_size, shuffle=split == "train", seed=self.seed,
-                      num_workers=self.num_workers, collate_fn=self.data.collate)
-    def train_dataloader(self) -> Loader: return self.loader("train")
-    def val_dataloader(self) -> Loader: return self.loader("validation")
-    def test_dataloader(self) -> Loader: return self.loader("test")
+
+# %% ../../nbs/data/40_module.ipynb #module-loaders
+@patch
+def loader(self: DataModule,
+           split: str, # 'train', 'validation' or 'test'
+    ) -> Loader:
+    "A fresh loader of one split. ValueError where there is no such split."
+    self.setup()
+    if split not in self.sets: raise ValueError(f"no split {split!r}; there are {', '.join(self.sets)}")
+    return Loader(self.sets[split], self.data.batch_size, shuffle=split == 'train', seed=self.seed,
+                  num_workers=self.num_workers, collate_fn=self.data.collate)
+
+@patch
+def train_dataloader(self: DataModule) -> Loader:
+    "The training stream, for Lightning."
+    return self.loader('train')
+
+@patch
+def val_dataloader(self: DataModule) -> Loader:
+    "The validation split in order, for Lightning."
+    return self.loader('validation')
+
+@patch
+def test_dataloader(self: DataModule) -> Loader:
+    "The test split in order, for Lightning."
+    return self.loader('test')

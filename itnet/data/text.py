@@ -6,45 +6,51 @@
 __all__ = ['SKIPPED_FOLDERS', 'SKIPPED_FILES', 'source_files', 'split_of', 'source_corpus', 'Windows', 'SourceText', 'Text']
 
 # %% ../../nbs/data/20_text.ipynb #imports
-import hashlib, platform, sysconfig
+import hashlib
+import platform
+import sysconfig
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, Spec, check_integers, checksum, generator, load
+from .source import Data, Indexed, check_integers, checksum, generator, load_split
+from .spec import Spec, bits_per_byte
 
 # %% ../../nbs/data/20_text.ipynb #files
-SKIPPED_FOLDERS = frozenset("site-packages dist-packages ensurepip test tests idle_test turtledemo idlelib encodings "
-                            "pydoc_data lib2to3 distutils msilib __pycache__".split())
-SKIPPED_FILES = ("_sysconfigdata", "sitecustomize", "usercustomize")
+SKIPPED_FOLDERS = frozenset('site-packages dist-packages ensurepip test tests idle_test turtledemo idlelib encodings '
+                            'pydoc_data lib2to3 distutils msilib __pycache__'.split())
+SKIPPED_FILES = ('_sysconfigdata', 'sitecustomize', 'usercustomize')
 
 def source_files(root: str | Path | None = None # a folder; the running Python's standard library without one
     ) -> list[Path]: # sorted, relative to the root
     "The Python sources below a folder that belong to the corpus."
-    root = Path(root or sysconfig.get_paths()["stdlib"])
+    root = Path(root or sysconfig.get_paths()['stdlib'])
     keep = lambda p: not (SKIPPED_FOLDERS.intersection(p.parts) or p.name.startswith(SKIPPED_FILES)
-                          or any(part.startswith("config-") for part in p.parts))
-    return sorted((p for f in root.rglob("*.py") if keep(p := f.relative_to(root))), key=Path.as_posix)
+                          or any(part.startswith('config-') for part in p.parts))
+    return sorted((p for f in root.rglob('*.py') if keep(p := f.relative_to(root))), key=Path.as_posix)
 
 # %% ../../nbs/data/20_text.ipynb #split
 def split_of(file: str | Path # path relative to the root
     ) -> str: # "train" (80 %), "validation" (10 %) or "test" (10 %)
     "The split of a file, from the SHA-256 of its path."
-    h = int.from_bytes(hashlib.sha256(Path(file).as_posix().encode()).digest()[:8], "big") / 2**64
-    return "test" if h < 0.1 else "validation" if h < 0.2 else "train"
+    h = int.from_bytes(hashlib.sha256(Path(file).as_posix().encode()).digest()[:8], 'big') / 2**64
+    if h < 0.1: return 'test'
+    return 'validation' if h < 0.2 else 'train'
 
 @lru_cache(maxsize=2)
 def source_corpus(root: str | None = None # see `source_files`
     ) -> dict[str, bytes]: # split name to bytes
     "The sources of each split in an order drawn by hash, a zero byte after every file, line ends as \\n."
-    folder, seen = Path(root or sysconfig.get_paths()["stdlib"]), set()
-    parts = {"train": [], "validation": [], "test": []}
+    folder, seen = Path(root or sysconfig.get_paths()['stdlib']), set()
+    parts = {'train': [], 'validation': [], 'test': []}
     for f in sorted(source_files(root), key=lambda f: hashlib.sha256(f.as_posix().encode()).digest()):
-        text = (folder/f).read_bytes().replace(b"\r\n", b"\n")
-        if text and text not in seen: seen.add(text); parts[split_of(f)].append(text + b"\0")
-    return {k: b"".join(v) for k, v in parts.items()}
+        text = (folder/f).read_bytes().replace(b'\r\n', b'\n')
+        if not text or text in seen: continue
+        seen.add(text)
+        parts[split_of(f)].append(text + b'\0')
+    return {k: b''.join(v) for k, v in parts.items()}
 
 # %% ../../nbs/data/20_text.ipynb #windows
 class Windows(Indexed):
@@ -56,8 +62,8 @@ class Windows(Indexed):
         ):
         self.data, self.context, self.limit, self.offset = data, context, limit, 0
         total = (len(data) - 1)//context if limit is not None else len(data)//context - 1
-        if total < 1: raise ValueError(f"context {context} is too long for a text of {len(data)} bytes; "
-                                       f"it can be {(len(data) - 1 if limit is not None else len(data)//2)} at most")
+        if total < 1: raise ValueError(f'context {context} is too long for a text of {len(data)} bytes; '
+                                       f'it can be {(len(data) - 1 if limit is not None else len(data)//2)} at most')
         n = total if limit is None else min(total, max(1, limit//context))
         self.starts = context*(torch.arange(n)*total//n)
         self.span = torch.arange(context + 1)
@@ -65,10 +71,10 @@ class Windows(Indexed):
     def checksum(self): return checksum(self.data, str(self.context), self.starts)
     def set_epoch(self, epoch, seed=0):
         if self.limit is not None: return
-        self.offset = int(torch.randint(self.context, (), generator=generator("windows", seed, epoch)))
+        self.offset = int(torch.randint(self.context, (), generator=generator('windows', seed, epoch)))
     def batch(self, index):
         w = self.data[(self.starts[index, None] + self.offset) + self.span].long()
-        return {"x": w[:, :-1].contiguous(), "target": w[:, 1:].contiguous()}
+        return {'x': w[:, :-1].contiguous(), 'target': w[:, 1:].contiguous()}
 
 # %% ../../nbs/data/20_text.ipynb #sourcetext
 @dataclass(frozen=True)
@@ -79,60 +85,64 @@ class SourceText(Data):
     eval_bytes: int = 65_536 # bytes of validation and of test that are scored
     root: str | None = None # another folder of Python sources
     def __post_init__(self):
-        check_integers(self, "context", "batch_size"); check_integers(self, "eval_bytes", least=self.context)
+        check_integers(self, 'context', 'batch_size')
+        check_integers(self, 'eval_bytes', least=self.context)
 
+# %% ../../nbs/data/20_text.ipynb #sourcetext-splits
 @patch(as_prop=True)
 def spec(self: SourceText) -> Spec:
     "Bytes in, bytes out."
-    return Spec("language", 256, 256, (self.context,), "bits_per_byte")
+    return Spec('language', 256, 256, (self.context,), bits_per_byte())
 
 @patch
 def splits(self: SourceText) -> dict[str, Windows]:
     "The data sets train, validation and test. Raises ValueError where the context is longer than a split."
     corpus = source_corpus(self.root)
     if not all(corpus.values()):
-        raise FileNotFoundError(f"no Python sources for {[k for k, v in corpus.items() if not v]} below "
+        raise FileNotFoundError(f'no Python sources for {[k for k, v in corpus.items() if not v]} below '
             f"{self.root or sysconfig.get_paths()['stdlib']}; pass root=, a folder of Python sources")
-    return _windows(corpus, self.context, self.eval_bytes)
+    return _windows_of(corpus, self.context, self.eval_bytes)
 
 @patch
 def checksums(self: SourceText) -> dict[str, str]:
     "SHA-256 of each split's content, and the Python version whose sources these are."
     return {k: v.checksum() for k, v in self.splits().items()} | (
-        {} if self.root else {"python": f"{platform.python_implementation()} {platform.python_version()}"})
+        {} if self.root else {'python': f'{platform.python_implementation()} {platform.python_version()}'})
 
 # %% ../../nbs/data/20_text.ipynb #helpers
-def _windows(corpus: dict[str, bytes], context: int, eval_bytes: int) -> dict[str, Windows]:
+def _windows_of(corpus: dict[str, bytes], context: int, eval_bytes: int) -> dict[str, Windows]:
     "Training windows of the train split, fixed windows of the others."
     data = {k: torch.frombuffer(bytearray(v), dtype=torch.uint8) for k, v in corpus.items()}
-    return {k: Windows(v, context, None if k == "train" else eval_bytes) for k, v in data.items()}
+    return {k: Windows(v, context, None if k == 'train' else eval_bytes) for k, v in data.items()}
 
 # %% ../../nbs/data/20_text.ipynb #text
 @lru_cache(maxsize=2)
 def _text_corpus(name: str, path: str | None, revision: str | None) -> dict[str, bytes]:
     "The text of each split as bytes."
-    line = lambda t: t if t.endswith("\n") else t + "\n" if t else " \n"
-    read = lambda split: "".join(map(line, load(name, split, path, revision)["text"])).encode()
-    return {s: read(s) for s in ("train", "validation", "test")}
+    def line(t: str) -> str: return t if t.endswith('\n') else (t or ' ') + '\n'
+    rows = {s: load_split(name, s, path, revision)['text'] for s in ('train', 'validation', 'test')}
+    return {s: ''.join(map(line, r)).encode() for s, r in rows.items()}
 
+# %% ../../nbs/data/20_text.ipynb #text-fields
 @dataclass(frozen=True)
 class Text(Data):
     "Byte-level language modelling on a data set with a `text` column and three splits."
-    name: str = "wikitext-2" # name of the data set, see `resolve`
+    name: str = 'wikitext-2' # name of the data set, see `resolve`
     context: int = 256 # bytes per window
     batch_size: int = 16 # windows per batch
     eval_bytes: int = 65_536 # bytes of validation and of test that are scored
     path: str | None = None # a folder with train.parquet, validation.parquet and test.parquet
     revision: str | None = None # full commit hash on the hub instead of the pinned one
     def __post_init__(self):
-        check_integers(self, "context", "batch_size"); check_integers(self, "eval_bytes", least=self.context)
+        check_integers(self, 'context', 'batch_size')
+        check_integers(self, 'eval_bytes', least=self.context)
 
 @patch(as_prop=True)
 def spec(self: Text) -> Spec:
     "Bytes in, bytes out."
-    return Spec("language", 256, 256, (self.context,), "bits_per_byte")
+    return Spec('language', 256, 256, (self.context,), bits_per_byte())
 
 @patch
 def splits(self: Text) -> dict[str, Windows]:
     "The data sets train, validation and test. Raises `DataNotFound`, or ValueError where the context is too long."
-    return _windows(_text_corpus(self.name, self.path, self.revision), self.context, self.eval_bytes)
+    return _windows_of(_text_corpus(self.name, self.path, self.revision), self.context, self.eval_bytes)

@@ -17,7 +17,7 @@ from ..data.images import Digits
 from ..data.lra import ListOps
 from ..data.text import SourceText
 from ..nets.presets import ITNetConfig, LSTMConfig, ResNetConfig, TransformerConfig
-from ..training.ledger import Record, config_hash, load, run_name, table
+from ..training.ledger import Record, config_hash, read_record, run_name, table
 from ..training.recipe import Optim, Recipe, Train, fit, load_model, register
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #shared
@@ -48,7 +48,7 @@ def _run(recipe: Recipe, out: str, results: str, resume: bool, quiet: bool) -> R
     folder = _folder(recipe, out)
     done, checkpoint = Path(results) / f'{folder.name}.json', folder / 'last.ckpt'
     if resume and done.is_file():
-        record = load(done)
+        record = read_record(done)
         if record.status == 'finished' and record.config_hash == config_hash(recipe.to_dict()): return record
     return fit(recipe, out=out, results=results, quiet=quiet, resume=checkpoint if resume and checkpoint.is_file() else None)
 

@@ -25,6 +25,8 @@ class Kernel(nn.Module):
     A subclass defines `left`, `right` and `values`, or just `matrix`; `factors` too if its structure declares a rank,
     `recurrence` if it declares a state, `log_values` if it is logarithmic.
     """
+    is_kappa = True          # its parameters are trained at a rate of their own and do not decay, see `training.optim`
+
     def __init__(self,
                  heads: int,                              # H, kernels side by side
                  structure: Structure = Structure()

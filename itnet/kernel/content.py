@@ -22,6 +22,8 @@ from .stationary import Taps
 # %% ../../nbs/kernel/40_content.ipynb #projection
 class Projection(nn.Module):
     "Linear features of u, optionally followed by a short depthwise convolution with a residual."
+    is_kappa = False         # its matrix is a weight like any other, in a kernel too
+
     def __init__(self,
                  dim: int,                     # channels of u
                  out: int,                     # features

@@ -15,10 +15,10 @@ from .stationary import Taps
 
 # %% ../../nbs/kernel/35_correlation.ipynb #correlation
 class Correlation(Taps):
-    "Taps in the order of torch's convolution layers, from the largest lag to the smallest. `origin` counts as for `Taps`."
+    "Taps as torch's convolution layers hold them, from the largest lag to the smallest."
     def __init__(self, heads: int,
                  size: int | tuple[int, ...],                     # taps along each axis
-                 origin: int | tuple[int, ...] | None = None,     # index of lag zero, from the smallest lag; default: the centre
+                 origin: int | tuple[int, ...] | None = None,  # index of lag zero, as for `Taps`; default: the centre
                  dims: int = 1,                                   # axes, where `size` is one number
                  dilation: int | tuple[int, ...] = 1              # steps from one tap to the next, along each axis
                 ):
@@ -41,14 +41,16 @@ def correlation(self: Kernel, measure: Measure) -> Steps:
     kappa = self.factors(measure, *read(self, measure, None), box).kappa.sum(1)
     return box, (1,) * measure.ndim, reversed_axes(kappa, measure.ndim)
 
+def _reaches_beyond(taps: Taps, measure: Measure) -> bool:
+    "Whether some taps lie beyond every lag of the grid; dilated ones are kept as they are, to keep their gaps."
+    return max(taps.dilation) == 1 and lag_box(measure, taps.structure.support) != taps.structure.support
+
 @patch
 def correlation(self: Taps, measure: Measure) -> Steps:
-    if self.structure.positive or max(self.dilation) == 1 and lag_box(measure, self.structure.support) != self.structure.support:
-        return Kernel.correlation(self, measure)                 # log κ, or taps that reach beyond the grid
+    if self.structure.positive or _reaches_beyond(self, measure): return Kernel.correlation(self, measure)
     return self.structure.support, self.dilation, reversed_axes(self.weight, measure.ndim)
 
 @patch
 def correlation(self: Correlation, measure: Measure) -> Steps:
-    if max(self.dilation) == 1 and lag_box(measure, self.structure.support) != self.structure.support:
-        return Kernel.correlation(self, measure)
+    if _reaches_beyond(self, measure): return Kernel.correlation(self, measure)
     return self.structure.support, self.dilation, self.weight

@@ -20,14 +20,14 @@ CAUSAL: Box = ((0, INFINITE),)         # every lag of the past, and none of the 
 class Structure:
     "What a kernel promises, and what it needs of a measure; rules rely on this and on nothing else."
     stationary: bool = False       # a function of the lag alone: K(i, j) = κ(i - j)
-    rank: int | None = None        # R terms Σ_r φ_r(i) κ_r(i-j) ψ_r(j), "separable × stationary"; None: not of this form
+    rank: int | None = None  # R terms Σ_r φ_r(i) κ_r(i-j) ψ_r(j), "separable × stationary"; None: not of this form
     position_free: bool = False    # no factor depends on the lag: κ = 1
     support: Box | None = None     # lags where K can differ from zero; None: everywhere
     positive: bool = False         # K > 0 on its support
     logarithmic: bool = False      # an exponential that may overflow: normalised by way of its logarithm
     dot: bool = False              # log K(i, j) = left(i) · right(j) on its support, as in attention
     normalised: bool = False       # Σ_j w_j K(i, j) = 1
-    state: int | None = None       # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j), j ≤ i; None: not of this form
+    state: int | None = None  # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j), j ≤ i; None: not of this form
     whole_rows: bool = False       # a factor is normalised by itself, so that one entry needs its whole row
     dims: int | None = None        # needs: positions of so many coordinates; None: any
     grid: bool = False             # needs: neighbours on a grid
@@ -101,15 +101,17 @@ def within(self: Structure, support: Box) -> Structure:
 # %% ../../nbs/kernel/00_structure.ipynb #needs
 @patch
 def missing(self: Structure, measure: Measure, at: Measure | None = None) -> str | None:
-    "The first thing that a kernel needs of a measure, and of outputs elsewhere, and does not find; None if nothing is."
-    places, anywhere = (measure,) if at is None else (measure, at), self.dot or self.position_free
+    "The first thing that a kernel needs of a measure, or of outputs elsewhere, and does not find; or None."
+    places = (measure,) if at is None else (measure, at)
+    unsigned = self.ordered or self.normalised or self.whole_rows
+    same = at is None or at.dims == measure.dims or self.dot or self.position_free
     needs = (
-        (f'positions of {self.dims} coordinate{"s" * (self.dims != 1)}', self.dims in (None, measure.dims)),
+        (f'positions of {self.dims} coordinate' + 's' * (self.dims != 1), self.dims in (None, measure.dims)),
         ('the neighbours of a grid, not scattered points', not self.grid or all(m.regular for m in places)),
         ('points of a line in increasing order', not self.ordered or measure.ordered),
-        ('weights that are not negative', not measure.signed or not (self.ordered or self.normalised or self.whole_rows)),
+        ('weights that are not negative', not (measure.signed and unsigned)),
         ('outputs at the points of the inputs', at is None or not self.fixed),
-        ('outputs of as many coordinates as the inputs', anywhere or at is None or at.dims == measure.dims),
+        ('outputs of as many coordinates as the inputs', same),
         *self._on_rings(measure))
     return next((what for what, there in needs if not there), None)
 
@@ -118,7 +120,8 @@ def _on_rings(self: Structure, measure: Measure) -> list[tuple[str, bool]]:
     "What periodic axes have to offer."
     if not any(measure.periodic): return []
     ends = self.support or ((-INFINITE, INFINITE),) * measure.ndim
-    past = all((abs(lo) == INFINITE) == (abs(hi) == INFINITE) for (lo, hi), ring in zip(ends, measure.periodic) if ring)
+    rings = [end for end, ring in zip(ends, measure.periodic) if ring]
+    past = all((abs(lo) == INFINITE) == (abs(hi) == INFINITE) for lo, hi in rings)
     short = [f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
              for (lo, hi), n, ring in zip(self.span or (), measure.shape, measure.periodic) if ring and hi - lo + 1 > n]
     return [('a line, since a periodic axis has no past', past), (', '.join(short), not short)]
@@ -126,7 +129,8 @@ def _on_rings(self: Structure, measure: Measure) -> list[tuple[str, bool]]:
 @patch
 def check(self: Structure, measure: Measure, at: Measure | None = None) -> None:
     "ValueError that names what the kernel needs and does not find."
-    if why := self.missing(measure, at): raise ValueError(f'this kernel needs {why}: its measure is {measure.describe()}')
+    if why := self.missing(measure, at):
+        raise ValueError(f'this kernel needs {why}: its measure is {measure.describe()}')
 
 # %% ../../nbs/kernel/00_structure.ipynb #terms
 def pair_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, axis: int, join=torch.mul) -> Tensor | None:
@@ -137,7 +141,8 @@ def pair_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, axis: int, 
         return only.repeat_interleave(rb, axis) if inner else torch.cat([only] * ra, axis)
     axis = axis % a.ndim
     if a.shape[axis] == b.shape[axis] == 1: return join(a, b)
-    a = a.expand(*a.shape[:axis], ra, *a.shape[axis+1:]); b = b.expand(*b.shape[:axis], rb, *b.shape[axis+1:])
+    a = a.expand(*a.shape[:axis], ra, *a.shape[axis+1:])
+    b = b.expand(*b.shape[:axis], rb, *b.shape[axis+1:])
     return join(a.unsqueeze(axis + 1), b.unsqueeze(axis)).flatten(axis, axis + 1)
 
 def list_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, neutral: float = 1.) -> Tensor | None:
@@ -145,7 +150,8 @@ def list_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, neutral: fl
     if a is None and b is None: return None
     shape = torch.broadcast_shapes(*[x.shape[:-1] for x in (a, b) if x is not None])
     some = b if a is None else a
-    return torch.cat([(some.new_full((1,), neutral) if x is None else x).expand(*shape, r) for x, r in ((a, ra), (b, rb))], -1)
+    full = lambda x, r: (some.new_full((1,), neutral) if x is None else x).expand(*shape, r)
+    return torch.cat([full(a, ra), full(b, rb)], -1)
 
 # %% ../../nbs/kernel/00_structure.ipynb #factors
 @dataclass
@@ -158,18 +164,19 @@ class Factors:
 
     @property
     def rank(self) -> int:
+        "R, the number of terms."
         return max(1 if x is None else x.shape[axis] for x, axis in ((self.phi, -1), (self.kappa, 1), (self.psi, -1)))
 
 @patch
 def times(self: Factors, other: Factors) -> Factors:
-    "Of the product of two kernels."
+    "The factors of the product of two kernels."
     f, g = self, other
     join = lambda a, b, axis: pair_terms(a, b, f.rank, g.rank, axis)
     return Factors(join(f.phi, g.phi, -1), join(f.kappa, g.kappa, 1), join(f.psi, g.psi, -1), f.box)
 
 @patch
 def plus(self: Factors, other: Factors, heads: int) -> Factors:
-    "Of the sum of two kernels."
+    "The factors of the sum of two kernels."
     f, g, size = self, other, box_shape(self.box)
     some = next(x for x in (f.kappa, g.kappa, f.phi, g.phi, f.psi, g.psi) if x is not None)
     full = lambda x: (some.new_ones(1, 1, *size) if x.kappa is None else x.kappa).expand(heads, x.rank, *size)
@@ -178,7 +185,7 @@ def plus(self: Factors, other: Factors, heads: int) -> Factors:
 
 @patch
 def within(self: Factors, support: Box, box: Box, measure: Measure) -> Factors:
-    "Of a kernel set to zero outside `support`, whose factors are these; on the lags of `box`."
+    "The factors, on the lags of `box`, of a kernel that is set to zero outside `support`."
     some = next((x for x in (self.kappa, self.phi, self.psi) if x is not None), torch.ones(1))
     kappa = some.new_ones(1, 1, *box_shape(support)) if self.kappa is None else self.kappa
     return Factors(self.phi, on_box(kappa, support, box, measure), self.psi, box)
@@ -192,20 +199,23 @@ class Decay:
     psi: Tensor | None       # (B|1, H|1, N, S), at the inputs
 
     @property
-    def terms(self) -> int: return max(1 if x is None else x.shape[-1] for x in (self.phi, self.gate, self.psi))
+    def terms(self) -> int:
+        "S, the number of terms."
+        return max(1 if x is None else x.shape[-1] for x in (self.phi, self.gate, self.psi))
 
 @patch
 def times(self: Decay, other: Decay) -> Decay:
-    "Of the product of two kernels."
+    "The decaying form of the product of two kernels."
     a, b = self, other
     join = lambda x, y, how: pair_terms(*_same_rows(x, y), a.terms, b.terms, -1, how)
     return Decay(join(a.phi, b.phi, torch.mul), join(a.gate, b.gate, torch.add), join(a.psi, b.psi, torch.mul))
 
 @patch
 def plus(self: Decay, other: Decay) -> Decay:
-    "Of the sum of two kernels."
+    "The decaying form of the sum of two kernels."
     a, b = self, other
-    return Decay(list_terms(a.phi, b.phi, a.terms, b.terms), list_terms(a.gate, b.gate, a.terms, b.terms, 0.), list_terms(a.psi, b.psi, a.terms, b.terms))
+    join = lambda x, y, neutral: list_terms(x, y, a.terms, b.terms, neutral)
+    return Decay(join(a.phi, b.phi, 1.), join(a.gate, b.gate, 0.), join(a.psi, b.psi, 1.))
 
 def _same_rows(a: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     "Both with the same axes before the last."

@@ -14,10 +14,12 @@ from ..measure.measure import Measure, mean
 # %% ../../nbs/nets/20_heads.ipynb #check
 def _check_tokens(x: Tensor, mask: Tensor | None, vocab: int) -> None:
     "ValueError unless x (B, N) holds token numbers below `vocab` and the mask fits."
-    if x.ndim != 2 or x.is_floating_point() or x.is_complex(): raise ValueError(f'tokens of shape {tuple(x.shape)} and dtype {x.dtype}: expected integers (B, N)')
+    if x.ndim != 2 or x.is_floating_point() or x.is_complex():
+        raise ValueError(f'tokens of shape {tuple(x.shape)} and dtype {x.dtype}: expected integers (B, N)')
     if x.numel() and x.device.type == 'cpu' and not (0 <= int(x.min()) and int(x.max()) < vocab):
         raise ValueError(f'token numbers from {int(x.min())} to {int(x.max())}: the vocabulary has 0 to {vocab - 1}')
-    if mask is not None and mask.shape != x.shape: raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens of shape {tuple(x.shape)}')
+    if mask is not None and mask.shape != x.shape:
+        raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens of shape {tuple(x.shape)}')
 
 # %% ../../nbs/nets/20_heads.ipynb #sequence
 class SequenceClassifier(nn.Module):
@@ -40,7 +42,8 @@ class LanguageModel(nn.Module):
     "Logits of the next token at every position. The backbone must be causal, else it sees the answer."
     def __init__(self, backbone: nn.Module, vocab: int, dim: int):
         super().__init__()
-        if backbone.out_dim != dim: raise ValueError(f'the backbone ends with {backbone.out_dim} channels, the embedding has {dim}')
+        if backbone.out_dim != dim:
+            raise ValueError(f'the backbone ends with {backbone.out_dim} channels, the embedding has {dim}')
         self.vocab, self.embed, self.backbone = vocab, nn.Embedding(vocab, dim), backbone
         nn.init.normal_(self.embed.weight, std=.02)
 
@@ -66,7 +69,8 @@ class ImageClassifier(nn.Module):
                ) -> Tensor:                       # (B, classes)
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f'images of shape {tuple(x.shape)}: expected (B, H, W, {self.channels})')
-        if x.dtype != self.stem.weight.dtype: raise ValueError(f'images of dtype {x.dtype}: expected {self.stem.weight.dtype}')
+        if x.dtype != self.stem.weight.dtype:
+            raise ValueError(f'images of dtype {x.dtype}: expected {self.stem.weight.dtype}')
         if mask is not None: x = x.masked_fill(~mask[..., None], 0.)              # nothing masked may reach the stem
         u = self.stem(x.movedim(-1, 1)).movedim(1, -1)
         u, measure = self.backbone(u, Measure.grid(tuple(x.shape[1:3]), mask))

@@ -9,7 +9,7 @@ __all__ = ['ITNetConfig', 'TransformerConfig', 'ResNetConfig', 'LSTMConfig', 'bu
 from dataclasses import dataclass, replace
 import torch.nn as nn
 from .backbone import ITNet
-from .baselines import LSTM, ResNet, Transformer
+from .baselines import ResNet, StackedLSTM, Transformer
 from .heads import ImageClassifier, LanguageModel, SequenceClassifier
 
 # %% ../../nbs/nets/40_presets.ipynb #itnet-config
@@ -26,6 +26,7 @@ class ITNetConfig:
     hidden: int = 256          # of the pointwise network
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
+        "The backbone for data of `dims` axes; `causal`: no position may see a later one."
         return ITNet(self.dim, self.depth, self.heads, rank=self.rank, extent=self.extent, window=self.window,
                      short=self.short, hidden=self.hidden, dims=dims, causal=causal)
 
@@ -39,6 +40,7 @@ class TransformerConfig:
     hidden: int = 344          # of the pointwise network
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
+        "The backbone for data of `dims` axes; `causal`: no position may see a later one."
         return Transformer(self.dim, self.depth, self.heads, self.hidden, causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #resnet-config
@@ -49,7 +51,10 @@ class ResNetConfig:
     depth: tuple[int, ...] = (2, 2)        # blocks of each stage
 
     def build(self, dims: int = 2, causal: bool = False) -> nn.Module:
-        if causal: raise ValueError('a ResNet sees both sides of a position: choose another architecture for a causal task')
+        "The backbone for data of `dims` axes; `causal`: no position may see a later one. ValueError if causal."
+        if causal:
+            raise ValueError('a ResNet sees both sides of a position: '
+                             'choose another architecture for a causal task')
         return ResNet(self.dim, self.depth, dims)
 
 # %% ../../nbs/nets/40_presets.ipynb #lstm-config
@@ -60,18 +65,21 @@ class LSTMConfig:
     depth: int = 2
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
-        if dims != 1: raise ValueError(f'an LSTM runs along one axis, not {dims}: choose another architecture for images')
-        return LSTM(self.dim, self.depth, causal)
+        "The backbone for data of `dims` axes; `causal`: no position may see a later one. ValueError for a grid."
+        if dims != 1:
+            raise ValueError(f'an LSTM runs along one axis, not {dims}: '
+                             'choose another architecture for images')
+        return StackedLSTM(self.dim, self.depth, causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #build
 def build_model(config,          # one of the configurations above, or any object with `dim` and `build(dims, causal)`
-                spec             # a data set's `Spec`: head, inputs, classes, shape
+                spec             # a data set's `Spec`: head, inputs, outputs, shape
                ) -> nn.Module:
     "Backbone and head for a data set. ValueError for an unknown kind of head."
     backbone = config.build(dims=len(spec.shape), causal=spec.head == 'language')
     if spec.head == 'language': return LanguageModel(backbone, spec.inputs, config.dim)
-    if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.classes, config.dim)
-    if spec.head == 'image': return ImageClassifier(backbone, spec.inputs, spec.classes, config.dim)
+    if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.outputs, config.dim)
+    if spec.head == 'image': return ImageClassifier(backbone, spec.inputs, spec.outputs, config.dim)
     raise ValueError(f'unknown head {spec.head!r}: expected image, sequence or language')
 
 # %% ../../nbs/nets/40_presets.ipynb #parameters
@@ -99,5 +107,6 @@ def match(config, spec,
         else: hi = mid
     best = min((lo * step, hi * step), key=lambda v: abs(size(v) - target))
     if abs(size(best) / target - 1) > .05:
-        raise ValueError(f'{field}={best} gives {size(best):,} parameters, {target:,} wanted: take a finer step than {step}, or another field')
+        raise ValueError(f'{field}={best} gives {size(best):,} parameters, {target:,} wanted: '
+                         f'take a finer step than {step}, or another field')
     return replace(config, **{field: best})

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BYTES', 'RULES', 'Way', 'Cost', 'per_pair', 'whole_rows', 'Mixing', 'Rule', 'lacking', 'register', 'possible',
-           'checked']
+           'checked', 'refuse_invalid']
 
 # %% ../../nbs/rule/00_base.ipynb #imports
 import math
@@ -44,7 +44,7 @@ def per_pair(kernel: Kernel, measure: Measure, channels: int) -> tuple[int, int,
     s = kernel.structure
     if s.stationary and measure.regular: return 1, 0, 1                             # looked up by its lag
     work = kernel.work(measure.regular)
-    if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work     # exponentials, differences in float64
+    if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work  # exponentials, differences in float64
     if work > 1:                                                                    # a network for every pair
         return 2 * sum([p.numel() for p in kernel.parameters()]) // kernel.heads, channels, work
     features = s.rank or s.state or channels
@@ -65,17 +65,19 @@ class Mixing:
     rows: tuple[range, ...]            # the points of each axis at which there are outputs
 
     @property
-    def points(self) -> int: return math.prod(map(len, self.rows))
+    def points(self) -> int:
+        "How many outputs each channel has."
+        return math.prod(map(len, self.rows))
 
     def sampled(self, y: Tensor) -> Tensor:
         "(..., *S) at the points that are asked for, (..., *S')."
         return y[(..., *(slice(r.start, r.stop, r.step) for r in self.rows))]
 
 # %% ../../nbs/rule/00_base.ipynb #rule
-RULES: dict[str, 'Rule'] = {}          # by name; `register` fills it
+RULES: dict[str, 'Rule'] = {}          # by name: those of this folder, and what is registered
 
 class Rule:
-    "One way to compute the integral. A rule defines what is marked with a dash, and is made known by `register`."
+    "One way to compute the integral. A rule defines what is marked with a dash."
     name: ClassVar[str]                           # – as in rule='dense'
     exact: ClassVar[bool] = True                  # – else an estimate, which is never chosen, only asked for
     elsewhere: ClassVar[bool] = False             # – whether outputs may lie at other points than the inputs
@@ -104,7 +106,8 @@ class Rule:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words
 
-    def __call__(self, kernel, measure, u, v, *args, **options): return self.integrate(kernel, measure, u, v, *args, **options)
+    def __call__(self, kernel, measure, u, v, *args, **options):
+        return self.integrate(kernel, measure, u, v, *args, **options)
 
 def lacking(*needs: tuple[str, bool]) -> str | None:
     "The first of several needs that is not met."
@@ -116,17 +119,25 @@ def register(rule: Rule) -> Rule:
     return rule
 
 # %% ../../nbs/rule/00_base.ipynb #check
-def possible(kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None) -> list[str]:
+def possible(kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+            ) -> list[str]:
     "Names of the rules that are valid here."
     return [name for name, rule in RULES.items() if rule.missing(kernel, measure, at, mixing) is None]
 
-def checked(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None) -> Rule:
-    "A rule by its name. ValueError if there is none, or it is not valid here, with what is missing and what would work."
-    if rule not in RULES: raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
-    why = RULES[rule].missing(kernel, measure, at, mixing)
-    if why is None: return RULES[rule]
-    what = f'rule {rule!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {measure.describe()})'
+def checked(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+           ) -> Rule:
+    "A rule by its name. ValueError if there is none, or it is not valid here: what is missing, and what would work."
+    if rule not in RULES:
+        raise ValueError(f'unknown rule {rule!r}: choose one of {["auto", *RULES]}')
+    refuse_invalid(RULES[rule], kernel, measure, at, mixing)
+    return RULES[rule]
+
+def refuse_invalid(rule: Rule, kernel: Kernel, measure: Measure, at: Measure | None = None, mixing: Mixing | None = None
+                  ) -> None:
+    "ValueError if a rule is not valid here: what is missing, how to come by it, and what would work instead."
+    why = rule.missing(kernel, measure, at, mixing)
+    if why is None: return
+    what = f'rule {rule.name!r} needs {why}, which is missing here ({type(core(kernel)).__name__} on a {measure.describe()})'
     works = possible(kernel, measure, at, mixing)
     if not works: raise ValueError(f'{what}, and no other rule does without')
-    remedy = f'{RULES[rule].remedy}, or ' if RULES[rule].remedy else ''
-    raise ValueError(f'{what}: {remedy}choose one of {works}')
+    raise ValueError(f'{what}: {rule.remedy + ", or " if rule.remedy else ""}choose one of {works}')

@@ -132,7 +132,7 @@ def walks(kernel: Kernel, decay: Decay, channels: int) -> bool:
     each = decay.gate is not None and decay.gate.shape[-1] > 1 and not kernel.structure.stationary
     return each and decay.terms * channels <= WALK
 
-def _walk(a: Tensor, u: Tensor, s: Tensor | None) -> list[Tensor]:
+def _states(a: Tensor, u: Tensor, s: Tensor | None) -> list[Tensor]:
     "s_c = a_c s_(c-1) + u_c along the first axis."
     out = []
     for p, q in zip(a.unbind(0), u.unbind(0)): out.append(s := q if s is None else torch.addcmul(q, p, s))
@@ -150,12 +150,12 @@ def walk(self: Chunks, x: Tensor, start: Tensor | None = None, before: Tensor | 
     a, ends = self.resets(gate.exp().contiguous().unsqueeze(-1), n, before)
     S = None if start is None else start.unsqueeze(2).to(dtype)
     if u.shape[3] > 1:
-        U = _walk(a, u, None)[-1]
+        U = _states(a, u, None)[-1]
         S = torch.zeros_like(U[:, :, :1]) if S is None else S.expand(*U.shape[:2], 1, *U.shape[3:])
         until = F.pad(gate.sum(0), (0, 0, 1, -1)), None if ends is None else ends[:, :-1]
         with torch.autocast(x.device.type, enabled=False):
             S = carry(torch.cat([S, U[:, :, :-1]], 2), *until)
-    states = _walk(a, u, S)
+    states = _states(a, u, S)
     y = (phi.unsqueeze(-1) * torch.stack(states)).sum(-2).movedim(0, 3).flatten(2, 3)[:, :, :n]
     return y.to(kind), states[-1][:, :, -1] if final else None
 

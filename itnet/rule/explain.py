@@ -16,7 +16,8 @@ from .plan import choose, device_of, options
 from .rates import Rates, current
 
 # %% ../../nbs/rule/90_explain.ipynb #explain
-_PROMISES = ('stationary', 'rank', 'position_free', 'positive', 'logarithmic', 'dot', 'state', 'whole_rows', 'grid', 'ordered')
+_PROMISES = ('stationary', 'rank', 'position_free', 'positive', 'logarithmic', 'dot', 'state', 'whole_rows', 'grid',
+             'ordered')
 
 def structure_in_words(kernel: Kernel) -> str:
     "The declared structure of a kernel, as a plan says it."
@@ -37,7 +38,8 @@ def explain(kernel: Kernel,
            ) -> str:
     "The kernel's structure and every rule as text, cheapest first, the chosen one marked."
     table = rates or current(device_of(kernel))
-    chosen, rows = choose(kernel, measure, channels, batch, table, None, mixing), batch * (channels if mixing is None else 1)
+    chosen = choose(kernel, measure, channels, batch, table, None, mixing)
+    rows = batch * (channels if mixing is None else 1)
     lines = [f'structure: {structure_in_words(kernel)}', f'measure:   {measure.describe()}']
     if mixing is not None: lines.append(f'matrices:  {mixing.outputs} × {mixing.inputs} in {mixing.groups} groups')
     lines.append(f'  {"rule":12}{"GFLOP":>10}{"MB moved":>10}{"MB held":>10}{"ms":>10}  how')
@@ -46,8 +48,9 @@ def explain(kernel: Kernel,
             lines.append(f'  {o.rule:12}no: needs {o.missing}')
             continue
         flops, how = o.cost.once + batch * o.cost.flops, RULES[o.rule].describe(o.cost, kernel, measure, rows)
-        lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{batch * o.cost.moved / 2**20:10.1f}'
-                     f'{batch * o.cost.held / 2**20:10.1f}{o.seconds * 1e3:10.2f}  {how}')
+        moved, held = batch * o.cost.moved / 2**20, batch * o.cost.held / 2**20
+        lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{moved:10.1f}{held:10.1f}'
+                     f'{o.seconds * 1e3:10.2f}  {how}')
     return '\n'.join([*lines, f'rates:     {table}'])
 
 # %% ../../nbs/rule/90_explain.ipynb #model
@@ -57,7 +60,8 @@ def kernels_of(model: nn.Module) -> dict[str, tuple[Kernel, int]]:
     for name, layer in model.named_modules():
         if isinstance(layer, Kernel) or not (hasattr(layer, 'heads') and hasattr(layer, 'value')): continue
         for own, kernel in layer.named_children():
-            if isinstance(kernel, Kernel): found[f'{name}.{own}'.lstrip('.')] = kernel, layer.value.linear.out_features // layer.heads
+            if isinstance(kernel, Kernel):
+                found[f'{name}.{own}'.lstrip('.')] = kernel, layer.value.linear.out_features // layer.heads
     return found
 
 def explain_model(model: nn.Module, measure: Measure, batch: int = 1) -> str:

@@ -19,9 +19,9 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
         v: Tensor,                                 # (B, *S, G·C)
         groups: int = 1,                           # G: channels mix within a group
         rule: str = 'auto',                        # one that integrates matrices, or the cheapest of them
-        every: tuple[int | range, ...] | None = None       # per axis of a grid: outputs at every so manieth point, or at a range
+        every: tuple[int | range, ...] | None = None       # per axis: outputs at every so manieth point, or at a range
        ) -> Tensor:                                # (B, *S', G·O)
-    "y_o(i) = Σ_c Σ_j K_oc(i, j) w_j v_c(j). ValueError, before any work, where shapes do not fit or a rule is not valid."
+    "y_o(i) = Σ_c Σ_j K_oc(i, j) w_j v_c(j). ValueError where shapes do not fit or a rule is not valid."
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
     if rule == 'auto': rule = choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)
     x = v if measure.weight is None else v * measure.weight[..., None].to(v.dtype)
@@ -30,22 +30,23 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     return y.flatten(1, 2).movedim(1, -1)
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check
-def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: int, every: tuple[int | range, ...] | None
-             ) -> Mixing:
-    "How the heads of a kernel mix the channels of values of this shape (B, *S, G·C). ValueError naming what does not fit."
+def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: int = 1,
+              every: tuple[int | range, ...] | None = None) -> Mixing:
+    "How the heads of a kernel mix the channels of values (B, *S, G·C). ValueError naming what does not fit."
     if tuple(shape[1:-1]) != measure.shape:
-        raise ValueError(f'values of shape {tuple(shape)} do not fit: expected (B, {", ".join(map(str, measure.shape))}, C)')
+        want = ', '.join(map(str, measure.shape))
+        raise ValueError(f'values of shape {tuple(shape)} do not fit: expected (B, {want}, C)')
     if shape[-1] % groups or kernel.heads % shape[-1]:
         raise ValueError(f'a kernel of {kernel.heads} heads does not mix {shape[-1]} channels in {groups} groups: '
                          'it needs groups · outputs · inputs heads')
-    if every is not None and not _within(every, measure):
+    if every is not None and not _points_within(every, measure):
         raise ValueError(f'every={every} asks for points of a grid of shape {measure.shape}: '
                          'give a positive step, or a range within it, for each axis')
     rows = zip(every or (1,) * measure.ndim, measure.shape)
     rows = tuple(r if isinstance(r, range) else range(0, n, r) for r, n in rows)
     return Mixing(groups, shape[-1] // groups, kernel.heads // shape[-1], rows)
 
-def _within(every: tuple[int | range, ...], measure: Measure) -> bool:
+def _points_within(every: tuple[int | range, ...], measure: Measure) -> bool:
     "Whether steps and ranges name points of a grid."
     if not measure.regular or len(every) != measure.ndim: return False
     for r, n in zip(every, measure.shape):

@@ -7,6 +7,17 @@ __all__ = []
 
 # %% ../../nbs/special_cases/index.ipynb #imports
 from .case import from_torch, integrals, explain_integrals
-from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub, scattered      # each fills the table of layers
+# the families, each of which fills the table of layers
+from . import attention
+from . import convolution
+from . import depth
+from . import hub
+from . import linear_attention
+from . import mamba
+from . import position
+from . import recurrence
+from . import scattered
+from . import spectral
+from . import state_space
 from .pretrained import from_pretrained_model
 from .relaxation import constraints_of, relax

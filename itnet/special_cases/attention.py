@@ -17,12 +17,12 @@ from ..kernel.base import Kernel
 from ..kernel.content import merge_heads, split_heads
 from ..kernel.given import Scores, Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/40_attention.ipynb #kernel
 def attention_kernel(q: Tensor,                     # (B, H, N, d), scaled
                      k: Tensor,                     # (B, h, M, d), h divides H
-                     mask: Tensor | None = None,    # broadcasts to (B, H, N, M): True where allowed, or what is added to the scores
+                     mask: Tensor | None = None,    # broadcasts to (B, H, N, M): True where allowed, or added to scores
                      causal: bool = False           # j ≤ i only
                     ) -> Kernel:
     "exp(q_i · k_j), times what a mask lets through, normalised over j."
@@ -34,9 +34,10 @@ def attention_kernel(q: Tensor,                     # (B, H, N, d), scaled
     return (kernel.restrict(causal=True) if causal else kernel).normalise()
 
 def log_mask(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    "A mask as what is added to scores, with four axes."
+    "A mask as what is added to scores, with four axes: -∞ where a boolean one is False."
     mask = mask[(None,) * (4 - mask.ndim)]
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else mask.to(dtype)
+    if mask.dtype != torch.bool: return mask.to(dtype)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, -torch.inf)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #axes
 def _axes(q: Tensor, k: Tensor, v: Tensor, shared: bool) -> tuple[tuple[int, ...], int | None]:
@@ -46,38 +47,47 @@ def _axes(q: Tensor, k: Tensor, v: Tensor, shared: bool) -> tuple[tuple[int, ...
         raise ValueError(f'{shapes} do not fit: expected (..., N, d), (..., M, d) and (..., M, e)')
     try:
         lead = torch.broadcast_shapes(*(x.shape[:-3] for x in (q, k, v)))
-        return lead, None if shared else torch.broadcast_shapes(*(x.shape[-3:-2] or (1,) for x in (q, k, v)))[0]
-    except RuntimeError: raise ValueError(f'leading axes of {shapes} do not fit: give equal ones, or enable_gqa=True for shared keys') from None
+        heads = None if shared else torch.broadcast_shapes(*(x.shape[-3:-2] or (1,) for x in (q, k, v)))[0]
+        return lead, heads
+    except RuntimeError:
+        raise ValueError(f'leading axes of {shapes} do not fit: '
+                         'give equal ones, or enable_gqa=True for shared keys') from None
 
 def _four(x: Tensor, lead: tuple[int, ...], heads: int | None) -> Tensor:
-    "(..., h, N, d) -> (B, h, N, d)."
+    "(..., h, N, d) -> (B, h, N, d), with these leading axes as one, and so many heads."
     x = x[(None,) * (3 - x.ndim)]
-    return x.expand(*lead, heads or x.shape[-3], *x.shape[-2:]).reshape(math.prod(lead), heads or x.shape[-3], *x.shape[-2:])
+    shape = heads or x.shape[-3], *x.shape[-2:]
+    return x.expand(*lead, *shape).reshape(math.prod(lead), *shape)
 
+# %% ../../nbs/special_cases/40_attention.ipynb #mask-axes
 def _mask_four(mask: Tensor, lead: tuple[int, ...], pairs: tuple[int, int, int]) -> Tensor:
     "(B|1, H|1, N|1, M|1). ValueError unless the mask broadcasts to (*lead, H, N, M)."
     full = (*lead, *pairs)
     if mask.ndim < 2 or mask.ndim > len(full) or any(a not in (1, b) for a, b in zip(mask.shape[::-1], full[::-1])):
         raise ValueError(f'attn_mask of shape {tuple(mask.shape)} does not broadcast to {full}')
     mask = mask[(None,) * (len(full) - mask.ndim)]
-    alike = mask.shape[:-3].numel() == 1
-    return (mask if alike else mask.expand(*lead, -1, -1, -1)).reshape(1 if alike else math.prod(lead), *mask.shape[-3:])
+    if mask.shape[:-3].numel() == 1: return mask.reshape(1, *mask.shape[-3:])
+    return mask.expand(*lead, -1, -1, -1).reshape(math.prod(lead), *mask.shape[-3:])
 
 # %% ../../nbs/special_cases/40_attention.ipynb #points
-def _points(n: int, m: int, seen: Tensor | None = None) -> tuple[Measure, Measure | None]:
+def _keys_and_queries(n: int, m: int, seen: Tensor | None = None) -> tuple[Measure, Measure | None]:
     "The measure of m keys, of which `seen` (B|1, m) count, and that of n queries; None if it is the same line."
     return Measure.sequence(m, seen), None if n == m else Measure.sequence(n)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #sdpa
 @converts(F.scaled_dot_product_attention)
 class ScaledDotProduct(SpecialCase):
-    "`F.scaled_dot_product_attention`. A row that sees no point is 0, as in torch. Source: Vaswani et al. 2017, equation 1."
+    "`F.scaled_dot_product_attention`. A row that sees no point is 0. Source: Vaswani et al. 2017, equation 1."
     def __init__(self, function=None): super().__init__(nn.Module())
 
     def points(self, mask: Tensor | None, n: int, m: int) -> tuple[Tensor | None, Measure, Measure | None]:
-        "What of a mask is left for the kernel, the measure, and where the outputs are: a boolean mask of columns is a weight."
+        """What of a mask is left for the kernel, the measure, and where the outputs are.
+
+        A boolean mask that looks at columns alone is a weight.
+        """
         columns = mask is not None and mask.dtype == torch.bool and mask.shape[1:3] == (1, 1)
-        return None if columns else mask, *_points(n, m, mask[:, 0, 0].expand(-1, m) if columns else None)
+        if columns: return None, *_keys_and_queries(n, m, mask[:, 0, 0].expand(-1, m))
+        return mask, *_keys_and_queries(n, m)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #sdpa-forward
 @patch
@@ -85,12 +95,13 @@ def forward(self: ScaledDotProduct,
             query: Tensor,                     # (..., H, N, d)
             key: Tensor,                       # (..., h, M, d)
             value: Tensor,                     # (..., h, M, e)
-            attn_mask: Tensor | None = None,   # broadcasts to (..., H, N, M): True where allowed, or what is added to the scores
+            attn_mask: Tensor | None = None,   # broadcasts to (..., H, N, M): True where allowed, or added to scores
             dropout_p: float = 0.,             # 0
             is_causal: bool = False,           # beside a mask, too, which torch refuses
             scale: float | None = None,        # default: 1/√d
             enable_gqa: bool = False           # h divides H
            ) -> Tensor:                        # (..., H, N, e)
+    "The call of torch. NotImplementedError for dropout, ValueError for shapes that do not fit."
     if dropout_p > 0: refuse('scaled_dot_product_attention', 'dropout_p', dropout_p, 'use 0')
     lead, heads = _axes(query, key, value, enable_gqa)
     q, k, v = (_four(x, lead, heads) for x in (query, key, value))
@@ -111,18 +122,25 @@ class MultiheadAttention(SpecialCase):
     """
     def __init__(self, layer: nn.MultiheadAttention):
         super().__init__(layer)
-        self.num_heads, self.dropout, self.batch_first, self.add_zero_attn = layer.num_heads, layer.dropout, layer.batch_first, layer.add_zero_attn
-        self.bias_k, self.bias_v = layer.bias_k, layer.bias_v
+        for name in ('num_heads', 'dropout', 'batch_first', 'add_zero_attn', 'bias_k', 'bias_v'):
+            setattr(self, name, getattr(layer, name))
 
-    def features(self, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        "Queries (B, H, N, d), keys and values (B, H, M', d) of inputs (B, N, ·) and (B, M, ·), with the points that the layer adds."
-        maps = self.in_proj_weight.chunk(3) if self.in_proj_weight is not None else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        q, k, v = (F.linear(x, weight, bias) for x, weight, bias in zip(inputs, maps, biases))
-        if self.bias_k is not None: k, v = (torch.cat([x, one.expand(len(x), 1, -1)], 1) for x, one in ((k, self.bias_k), (v, self.bias_v)))
-        if self.add_zero_attn: k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
-        q, k, v = (split_heads(x, self.num_heads) for x in (q, k, v))
-        return q * q.shape[-1] ** -.5, k, v
+# %% ../../nbs/special_cases/40_attention.ipynb #mha-features
+@patch
+def features(self: MultiheadAttention, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries (B, H, N, d), scaled, keys and values (B, H, M', d) of inputs (B, N, ·), (B, M, ·), (B, M, ·).
+
+    M' counts the points that the layer adds.
+    """
+    maps = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
+    if self.in_proj_weight is not None: maps = self.in_proj_weight.chunk(3)
+    biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+    q, k, v = (F.linear(x, weight, bias) for x, weight, bias in zip(inputs, maps, biases))
+    if self.bias_k is not None:
+        k, v = (torch.cat([x, one.expand(len(x), 1, -1)], 1) for x, one in ((k, self.bias_k), (v, self.bias_v)))
+    if self.add_zero_attn: k, v = (F.pad(x, (0, 0, 0, 1)) for x in (k, v))
+    q, k, v = (split_heads(x, self.num_heads) for x in (q, k, v))
+    return q * q.shape[-1] ** -.5, k, v
 
 # %% ../../nbs/special_cases/40_attention.ipynb #mha-masks
 @patch
@@ -134,16 +152,16 @@ def kernel(self: MultiheadAttention,
           ) -> tuple[Kernel, Measure, Measure | None]:
     "The kernel, where it is integrated, and where the outputs are."
     (batch, heads, n, _), m = q.shape, k.shape[2]
-    added, seen = None, None
-    for x in (None if causal else mask, padding):
-        if x is None: continue
-        more, allowed = m - x.shape[-1], ~x if x.dtype == torch.bool else x
-        if x is padding and x.dtype == torch.bool: seen = F.pad(allowed, (0, more), value=True); continue
-        if x is padding: allowed = allowed[:, None, None]
-        elif x.ndim == 3: allowed = allowed.unflatten(0, (batch, heads))
-        log = F.pad(log_mask(allowed, q.dtype), (0, more))
-        added = log if added is None else added + log
-    return attention_kernel(q, k, added, causal), *_points(n, m, seen)
+    seen, factors = None, []                        # which keys count, and masks that reach the kernel
+    if mask is not None and not causal:
+        allowed = ~mask if mask.dtype == torch.bool else mask
+        factors.append(allowed.unflatten(0, (batch, heads)) if mask.ndim == 3 else allowed)
+    if padding is not None:
+        if padding.dtype == torch.bool: seen = F.pad(~padding, (0, m - padding.shape[-1]), value=True)
+        else: factors.append(padding[:, None, None])
+    logs = [F.pad(log_mask(x, q.dtype), (0, m - x.shape[-1])) for x in factors]
+    added = sum(logs[1:], start=logs[0]) if logs else None
+    return attention_kernel(q, k, added, causal), *_keys_and_queries(n, m, seen)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #mha-check-call
 @patch
@@ -151,16 +169,25 @@ def _check(self: MultiheadAttention, query, key, value, padding, mask, causal) -
     "NotImplementedError for dropout, ValueError for shapes that do not fit."
     if self.training and self.dropout > 0: refuse(self, 'dropout', self.dropout, 'call eval(), or set it to 0')
     if query.is_nested: refuse(self, 'query', 'a nested tensor', 'pad it and give key_padding_mask')
-    if query.ndim not in (2, 3) or not query.ndim == key.ndim == value.ndim:
-        raise ValueError(f'query, key and value have {query.ndim}, {key.ndim} and {value.ndim} axes: expected 3 each, or 2 without a batch')
+    axes = query.ndim, key.ndim, value.ndim
+    if axes not in ((2, 2, 2), (3, 3, 3)):
+        raise ValueError(f'query, key and value have {axes[0]}, {axes[1]} and {axes[2]} axes: '
+                         'expected 3 each, or 2 without a batch')
     along = 1 if self.batch_first and query.ndim == 3 else 0
-    n, m, batch = query.shape[along], key.shape[along], query.shape[1 - along] if query.ndim == 3 else 1
-    fitting = dict(attn_mask=[(n, m), (batch * self.num_heads, n, m)], key_padding_mask=[(batch, m)[3 - query.ndim:]])
-    for x, (name, shapes) in zip((mask, padding), fitting.items()):
-        if x is None: continue
-        if tuple(x.shape) not in shapes: raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit: expected {" or ".join(map(str, shapes))}')
-        if x.dtype != torch.bool and not x.is_floating_point(): raise ValueError(f'{name} of dtype {x.dtype}: give bool, True where forbidden, or real')
+    n, m = query.shape[along], key.shape[along]
+    batch = query.shape[1 - along] if query.ndim == 3 else 1
+    _check_mask('attn_mask', mask, (n, m), (batch * self.num_heads, n, m))
+    _check_mask('key_padding_mask', padding, (batch, m)[3 - query.ndim:])
     if causal and mask is None: raise ValueError('is_causal is a hint about attn_mask, which is None: give the mask')
+
+def _check_mask(name: str, mask: Tensor | None, *shapes: tuple[int, ...]) -> None:
+    "ValueError for a mask of another shape than these, or neither boolean nor real."
+    if mask is None: return
+    if tuple(mask.shape) not in shapes:
+        expected = ' or '.join(map(str, shapes))
+        raise ValueError(f'{name} of shape {tuple(mask.shape)} does not fit: expected {expected}')
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise ValueError(f'{name} of dtype {mask.dtype}: give bool, True where forbidden, or real')
 
 # %% ../../nbs/special_cases/40_attention.ipynb #mha-forward
 @patch
@@ -168,23 +195,26 @@ def forward(self: MultiheadAttention,
             query: Tensor,                              # (N, B, E), (B, N, E) if batch_first, or (N, E)
             key: Tensor,                                # (M, B, kdim), …
             value: Tensor,                              # (M, B, vdim), …
-            key_padding_mask: Tensor | None = None,     # (B, M) or (M,): True where padded, or what is added to the scores
+            key_padding_mask: Tensor | None = None,     # (B, M) or (M,): True where padded, or added to the scores
             need_weights: bool = True,
-            attn_mask: Tensor | None = None,            # (N, M) or (B·H, N, M): True where forbidden, or what is added to the scores
+            attn_mask: Tensor | None = None,            # (N, M), (B·H, N, M): True where forbidden, or added
             average_attn_weights: bool = True,          # over heads
             is_causal: bool = False                     # attn_mask, which must be given, is the causal one
-           ) -> tuple[Tensor, Tensor | None]:           # like query; (B, N, M), or (B, H, N, M) unless averaged, or None
+           ) -> tuple[Tensor, Tensor | None]:           # like query; (B, N, M), (B, H, N, M) unless averaged, or None
+    "The call of torch. NotImplementedError for dropout, ValueError for shapes that do not fit."
     self._check(query, key, value, key_padding_mask, attn_mask, is_causal)
-    single, first = query.ndim == 2, self.batch_first or query.ndim == 2
-    q, k, v = self.features(*(x[None] if single else x if first else x.transpose(0, 1) for x in (query, key, value)))
-    padding = key_padding_mask[None] if single and key_padding_mask is not None else key_padding_mask
-    kernel, measure, at = self.kernel(q, k, padding, attn_mask, is_causal and padding is None and not need_weights)
+    inputs, padding = (query, key, value), key_padding_mask
+    single = query.ndim == 2
+    if single: inputs, padding = [x[None] for x in inputs], None if padding is None else padding[None]
+    elif not self.batch_first: inputs = [x.transpose(0, 1) for x in inputs]
+    q, k, v = self.features(*inputs)
+    causal = is_causal and padding is None and not need_weights
+    kernel, measure, at = self.kernel(q, k, padding, attn_mask, causal)
     y = self.out_proj(merge_heads(self.integrate(kernel, measure, v, at), (q.shape[2],)))
-    y = y[0] if single else y if first else y.transpose(0, 1)
-    if not need_weights: return y, None
-    weights = kernel.matrix(measure, at=at)
-    if average_attn_weights: weights = weights.mean(1)
-    return y, weights[0] if single else weights
+    weights = kernel.matrix(measure, at=at) if need_weights else None
+    if need_weights and average_attn_weights: weights = weights.mean(1)
+    if single: return y[0], weights[0] if need_weights else None
+    return y if self.batch_first else y.transpose(0, 1), weights
 
 # %% ../../nbs/special_cases/40_attention.ipynb #draw-masks
 def _draw_mask(kind: str, *shape: int) -> Tensor | None:
@@ -197,54 +227,78 @@ def _draw_mask(kind: str, *shape: int) -> Tensor | None:
     if kind == 'slopes': return (-tensor(*shape[-3:-2], 1, 1).exp() * lag.abs()).detach().requires_grad_()
     return tensor(sum(shape[-2:]))[lag + shape[-1]].detach().requires_grad_()                # 'lags': a number for each
 
-def _draw_sdpa(choose) -> Drawn:
+def _draw_function_mask(choose: Choose, outer: tuple[int, ...], n: int, m: int) -> Tensor | None:
+    "A mask for scaled dot-product attention with some of the axes that queries have before points and channels."
+    kinds = ['none', 'none', 'columns', 'columns', 'bool', 'float', 'slopes', 'lags', 'rows']
+    kind, first = choose('mask', kinds), choose('first axis of the mask', [0, 1, 2])
+    some = outer[first:]
+    if kind == 'columns': return _draw_mask('bool', *some[:-1], *(1,) * bool(some), 1, m)
+    if kind == 'rows': return torch.rand(*some, n, 1) > .3                              # some rows see nothing
+    return _draw_mask(kind, *some, n, m)
+
+# %% ../../nbs/special_cases/40_attention.ipynb #draw-sdpa
+def _draw_sdpa(choose: Choose) -> Drawn:
+    "A call of scaled dot-product attention."
     lead = choose('leading axes', [(), (1,), (3,), (2, 2)])
     heads, group = choose('heads', [1, 2, 3]), choose('queries per key', [1, 1, 2])
     n, m = choose('queries and keys', [(1, 1), (2, 7), (13, 13), (17, 5), (1, 11), (150, 150)])
     d, e = choose('channels', [(1, 1), (4, 4), (3, 5)])
     flat = choose('without heads', [False, False, True]) and group == 1 and lead == ()
     outer, inner = ((), ()) if flat else ((*lead, heads * group), (*lead, heads))
-    kind, first = choose('mask', ['none', 'none', 'columns', 'columns', 'bool', 'float', 'slopes', 'lags', 'rows']), choose('first axis of the mask', [0, 1, 2])
-    some = outer[first:]
-    if kind == 'columns': mask = _draw_mask('bool', *some[:-1], *(1,) * bool(some), 1, m)
-    else: mask = torch.rand(*some, n, 1) > .3 if kind == 'rows' else _draw_mask(kind, *some, n, m)       # some rows see nothing
-    kw = dict(attn_mask=mask, is_causal=mask is None and choose('causal', [True, False]), scale=choose('scale', [None, .3]), enable_gqa=group > 1)
-    args = tensor(*outer, n, d), tensor(*inner, m, d), tensor(*inner, m, e)
-    return Drawn(F.scaled_dot_product_attention, args, kw, choose('rule', ['auto', 'dense']))
+    mask = _draw_function_mask(choose, outer, n, m)
+    options = dict(attn_mask=mask, is_causal=mask is None and choose('causal', [True, False]),
+                   scale=choose('scale', [None, .3]), enable_gqa=group > 1)
+    inputs = tensor(*outer, n, d), tensor(*inner, m, d), tensor(*inner, m, e)
+    return Drawn(F.scaled_dot_product_attention, inputs, options, choose('rule', ['auto', 'dense']))
 
 # %% ../../nbs/special_cases/40_attention.ipynb #draw-layer
-def _draw_layer(choose) -> nn.MultiheadAttention:
-    heads, d, training = choose('heads', [1, 2, 3, 4]), choose('channels per head', [1, 2, 5]), choose('training', [True, False])
+def _draw_layer(choose: Choose) -> nn.MultiheadAttention:
+    "A layer of multi-head attention with normal parameters, in training or not."
+    heads, d = choose('heads', [1, 2, 3, 4]), choose('channels per head', [1, 2, 5])
+    training = choose('training', [True, False])
     options = dict(bias=choose('bias', [True, False]), add_bias_kv=choose('add_bias_kv', [False, False, True]),
-                   add_zero_attn=choose('add_zero_attn', [False, False, True]), batch_first=choose('batch_first', [True, False]))
-    layer = nn.MultiheadAttention(heads * d, heads, 0. if training else choose('dropout', [0., .1]), kdim=choose('kdim', [None, 3]),
-                                  vdim=choose('vdim', [None, 7]), dtype=torch.float64, **options)
+                   add_zero_attn=choose('add_zero_attn', [False, False, True]),
+                   batch_first=choose('batch_first', [True, False]))
+    options['dropout'] = 0. if training else choose('dropout', [0., .1])
+    options |= dict(kdim=choose('kdim', [None, 3]), vdim=choose('vdim', [None, 7]))
+    layer = nn.MultiheadAttention(heads * d, heads, dtype=torch.float64, **options)
     for p in layer.parameters(): nn.init.normal_(p, std=.5)                                  # biases, too
     return layer.train(training)
 
 # %% ../../nbs/special_cases/40_attention.ipynb #draw-mha
-def _draw_mha(choose) -> Drawn:
-    layer = _draw_layer(choose)
-    batch, (n, m) = choose('batch', [(), (1,), (2,), (3,)]), choose('queries and keys', [(1, 1), (2, 7), (11, 11), (13, 5), (97, 97)])
-    mask, pad = choose('attn_mask', ['none', 'bool', 'float', 'causal']), choose('key_padding_mask', ['none', 'bool', 'float'])
+def _draw_layer_masks(choose: Choose, batch: tuple[int, ...], heads: int, n: int, m: int) -> dict:
+    "Masks of multi-head attention, as it wants them: True where forbidden, or what is added to the scores."
+    mask = choose('attn_mask', ['none', 'bool', 'float', 'causal'])
+    pad = choose('key_padding_mask', ['none', 'bool', 'float'])
     if mask != 'none' and pad != 'none': pad = 'float' if mask == 'float' else 'bool'        # torch wants equal types
-    own = (math.prod(batch) * layer.num_heads,) if mask in ('bool', 'float') and choose('mask per head', [True, False]) else ()
-    pairs, points = _draw_mask(mask, *own, n, m), _draw_mask(pad, *batch, m)
-    kw = {name: ~x if x is not None and x.dtype == torch.bool else x for name, x in (('attn_mask', pairs), ('key_padding_mask', points))}
-    kw |= {name: choose(name, [True, False]) for name in ('need_weights', 'average_attn_weights')}
-    kw['is_causal'] = mask == 'causal' and choose('is_causal', [True, False])
-    shape = lambda points, channels: (*batch, points, channels) if layer.batch_first else (points, *batch, channels)
-    query = tensor(*shape(n, layer.embed_dim))
+    own = ()
+    if mask in ('bool', 'float') and choose('mask per head', [True, False]): own = (math.prod(batch) * heads,)
+    masks = dict(attn_mask=_draw_mask(mask, *own, n, m), key_padding_mask=_draw_mask(pad, *batch, m))
+    for name, x in masks.items():
+        if x is not None and x.dtype == torch.bool: masks[name] = ~x
+    return masks | dict(is_causal=mask == 'causal')
+
+def _draw_mha(choose: Choose) -> Drawn:
+    "A call of multi-head attention, to itself or to another function."
+    layer = _draw_layer(choose)
+    batch = choose('batch', [(), (1,), (2,), (3,)])
+    n, m = choose('queries and keys', [(1, 1), (2, 7), (11, 11), (13, 5), (97, 97)])
+    options = _draw_layer_masks(choose, batch, layer.num_heads, n, m)
+    for name in ('need_weights', 'average_attn_weights'): options[name] = choose(name, [True, False])
+    options['is_causal'] = options['is_causal'] and choose('is_causal', [True, False])
+    def draw(points, channels): return tensor(*((*batch, points) if layer.batch_first else (points, *batch)), channels)
+    query = draw(n, layer.embed_dim)
     alone = n == m and layer.kdim == layer.vdim == layer.embed_dim and choose('self', [True, False])
-    args = (query,) * 3 if alone else (query, tensor(*shape(m, layer.kdim)), tensor(*shape(m, layer.vdim)))
-    return Drawn(layer, args, kw, choose('rule', ['auto', 'dense']))
+    inputs = (query,) * 3 if alone else (query, draw(m, layer.kdim), draw(m, layer.vdim))
+    return Drawn(layer, inputs, options, choose('rule', ['auto', 'dense']))
 
 # %% ../../nbs/special_cases/40_attention.ipynb #cases
 CASES = [
-    Case('scaled dot-product attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
-         'content alone: positions enter by masks, biases and rotations of q and k', ('dense',), 'N² d',
-         'torch.nn.functional.scaled_dot_product_attention', _draw_sdpa,
-         'without dropout; unmasked, dense hands the kernel to this routine, and the matrix is compared besides'),
-    Case('multi-head attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
-         'content alone, by linear queries and keys; one number per head and pair', ('dense',), 'N² d', 'torch.nn.MultiheadAttention', _draw_mha,
-         'without dropout in training; a row that sees nothing is 0, where torch has NaN if it makes the weights')]
+    LayerCase('scaled dot-product attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
+              'content alone: positions enter by masks, biases and rotations of q and k', ('attend', 'dense'), 'N² d',
+              'torch.nn.functional.scaled_dot_product_attention', _draw_sdpa,
+              'without dropout; attend hands the kernel to this routine where no mask multiplies it, dense does not'),
+    LayerCase('multi-head attention', 'attention', 'exp(q_i·k_j/√d) m_ij / Z_i',
+              'content alone, by linear queries and keys; one number per head and pair', ('attend', 'dense'), 'N² d',
+              'torch.nn.MultiheadAttention', _draw_mha,
+              'without dropout in training; a row that sees nothing is 0, where torch has NaN if it makes the weights')]

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 import torch
 import torch.nn as nn
+from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..transform import apply
 from ..rule.explain import explain
-from ..rule.mixing import mix
+from ..rule import mixing
 
 # %% ../../nbs/special_cases/00_case.ipynb #integral
 @dataclass
@@ -28,7 +29,7 @@ class Integral:
     v: Tensor              # what is integrated: (B, H, N, d) by heads, else (B, *S, C)
     y: Tensor              # its value: (B, H, N', d) by heads, else (B, *S', O)
     every: tuple[int | range, ...] | None = None      # the points where outputs are read, as in `mix`
-    by_heads: bool = False                            # a number for every pair of points and head, or a matrix that mixes channels
+    by_heads: bool = False                            # values are numbers, not matrices that mix channels
     elsewhere: bool = False                           # whether the outputs live on another measure
 
     @property
@@ -44,29 +45,14 @@ class SpecialCase(nn.Module):
     """
     def __init__(self, layer: nn.Module):
         super().__init__()
-        for mine, its in ((self._parameters, layer._parameters), (self._buffers, layer._buffers), (self._modules, layer._modules)): mine.update(its)
+        self._parameters.update(layer._parameters)
+        self._buffers.update(layer._buffers)
+        self._modules.update(layer._modules)
         self._non_persistent_buffers_set.update(layer._non_persistent_buffers_set)
         self.training = layer.training
-        self.rule = 'auto'                       # how its integrals are computed: a rule of the operator
+        self.rule = 'auto'                       # how its integrals are computed: the name of a rule
         self.watch = None                        # called with each `Integral` that is taken
         self.freedom = nn.ModuleDict()           # what `relax` added, by the kind of the kernel it is added to
-
-    def integrate(self, kernel: Kernel, measure: Measure,
-                  v: Tensor,                     # (B, H, N, d)
-                  at: Measure | None = None      # where the outputs are; default: on the same measure
-                 ) -> Tensor:                    # (B, H, N', d)
-        "∫ K v dμ of a kernel whose values are numbers."
-        def run(kernel, measure, v): return apply(kernel, measure, None, v, self.rule_for(kernel, measure), at)
-        return self._complete(run, Integral(kernel, measure, v, run(kernel, measure, v), by_heads=True, elsewhere=at is not None))
-
-    def mix(self, kernel: Kernel, measure: Measure,
-            v: Tensor,                           # (B, *S, G·C)
-            groups: int = 1,
-            every: tuple[int | range, ...] | None = None     # outputs at every so manieth point, or at those of a range
-           ) -> Tensor:                          # (B, *S', G·O)
-        "∫ K v dμ of a kernel whose values are matrices."
-        def run(kernel, measure, v): return mix(kernel, measure, v, groups, self.rule, every)
-        return self._complete(run, Integral(kernel, measure, v, run(kernel, measure, v), every))
 
     def rule_for(self, kernel: Kernel, measure: Measure) -> str:
         "How one of the integrals is computed, for layers with kernels of several kinds."
@@ -75,26 +61,48 @@ class SpecialCase(nn.Module):
     def _complete(self, run: Callable, integral: 'Integral') -> Tensor:
         "The value of an integral, and what was added to it."
         if self.watch is not None: self.watch(integral)
-        more = self.freedom[integral.kind] if integral.kind in self.freedom else ()
-        return sum((f(run, integral) for f in more), start=integral.y)
+        added = self.freedom[integral.kind] if integral.kind in self.freedom else ()
+        return sum((freedom(run, integral) for freedom in added), start=integral.y)
+
+# %% ../../nbs/special_cases/00_case.ipynb #integrate-mix
+@patch
+def integrate(self: SpecialCase, kernel: Kernel, measure: Measure,
+              v: Tensor,                     # (B, H, N, d)
+              at: Measure | None = None      # where the outputs are; default: on the same measure
+             ) -> Tensor:                    # (B, H, N', d)
+    "∫ K v dμ of a kernel whose values are numbers."
+    def run(kernel, measure, v): return apply(kernel, measure, None, v, self.rule_for(kernel, measure), at)
+    y = run(kernel, measure, v)
+    return self._complete(run, Integral(kernel, measure, v, y, by_heads=True, elsewhere=at is not None))
+
+@patch
+def mix(self: SpecialCase, kernel: Kernel, measure: Measure,
+        v: Tensor,                           # (B, *S, G·C)
+        groups: int = 1,
+        every: tuple[int | range, ...] | None = None     # outputs at every k-th point, or at those of a range
+       ) -> Tensor:                          # (B, *S', G·O)
+    "∫ K v dμ of a kernel whose values are matrices."
+    def run(kernel, measure, v): return mixing.mix(kernel, measure, v, groups, self.rule, every)
+    return self._complete(run, Integral(kernel, measure, v, run(kernel, measure, v), every))
 
 # %% ../../nbs/special_cases/00_case.ipynb #registry
 LAYERS: dict[str, Callable] = {}         # name of a class -> what makes its special case
 
 def name_of(layer) -> str:
-    "Full name of the class of a layer, or of a function."
+    "Full name of a function, or of the class of a layer."
     kind = type(layer) if isinstance(layer, nn.Module) else layer
     return f'{kind.__module__}.{kind.__qualname__}'
 
 def converts(*kinds) -> Callable:
     "Decorator: this makes the special case of these classes, given as such or by their full names."
-    def register(make):
-        for kind in kinds: LAYERS[kind if isinstance(kind, str) else f'{kind.__module__}.{kind.__qualname__}'] = make
+    def entered(make):
+        for kind in kinds: LAYERS[kind if isinstance(kind, str) else name_of(kind)] = make
         return make
-    return register
+    return entered
 
 # %% ../../nbs/special_cases/00_case.ipynb #refuse
-HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')      # of a layer, which its special case would not run
+# hooks of a layer, which its special case would not run
+HOOKS = '_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks'
 
 def refuse(layer, option: str, value, remedy: str = '') -> None:
     "Raise the NotImplementedError for an option that is not covered."
@@ -109,10 +117,13 @@ def from_torch(layer: nn.Module | Callable      # a layer, or a function such as
     NotImplementedError names a class or an option that is not covered.
     """
     make = LAYERS.get(name_of(layer))
-    if make is None: raise NotImplementedError(f'{name_of(layer)} is not covered: choose one of {sorted(name.rsplit(".", 1)[-1] for name in LAYERS)}')
+    if make is None:
+        covered = sorted(name.rsplit('.', 1)[-1] for name in LAYERS)
+        raise NotImplementedError(f'{name_of(layer)} is not covered: choose one of {covered}')
     if isinstance(layer, nn.Module):
-        for hooks in HOOKS:
-            if getattr(layer, hooks, None): refuse(layer, hooks.strip('_').replace('_', ' '), len(getattr(layer, hooks)), 'remove them first')
+        for kind in HOOKS:
+            hooks = getattr(layer, kind, None)
+            if hooks: refuse(layer, kind.strip('_').replace('_', ' '), len(hooks), 'remove them first')
         layer = copy.deepcopy(layer)
     return make(layer)
 
@@ -120,11 +131,13 @@ def from_torch(layer: nn.Module | Callable      # a layer, or a function such as
 def integrals(model: nn.Module,
               example: tuple | dict          # arguments of the model
              ) -> dict[str, list[Integral]]:
-    "The integrals that each converted layer takes in evaluation mode, in order. ValueError if the model has no such layer."
+    "The integrals that each converted layer takes in evaluation mode, in order. ValueError where none is converted."
     layers = {name: m for name, m in model.named_modules() if isinstance(m, SpecialCase)}
-    if not layers: raise ValueError(f'{type(model).__name__} has no layer that was converted: use from_torch or from_pretrained_model first')
+    if not layers:
+        raise ValueError(f'{type(model).__name__} has no layer that was converted: '
+                         'use from_torch or from_pretrained_model first')
     found = {name: [] for name in layers}
-    modes = {m: m.training for m in model.modules()}                          # a look must not move the statistics of a normalisation
+    modes = {m: m.training for m in model.modules()}         # a look must not move the statistics of a normalisation
     model.eval()
     for name, layer in layers.items(): layer.watch = found[name].append
     try:
@@ -134,10 +147,19 @@ def integrals(model: nn.Module,
         for m, training in modes.items(): m.training = training
     return found
 
+# %% ../../nbs/special_cases/00_case.ipynb #integral-plan
+@patch
+def plan(self: Integral) -> str:
+    "Which rule integrates it, and why, in words."
+    if self.by_heads: return explain(self.kernel, self.measure, self.v.shape[-1], len(self.v))
+    groups = self.v.shape[-1] * self.y.shape[-1] // self.kernel.heads          # of G·O·C heads
+    matrices = mixing.mixing_of(self.kernel, self.measure, self.v.shape, groups, self.every)
+    return explain(self.kernel, self.measure, batch=len(self.v), mixing=matrices)
+
+# %% ../../nbs/special_cases/00_case.ipynb #explain
 def explain_integrals(model: nn.Module, example: tuple | dict) -> str:
-    "The plan of each distinct integral that is a number for every pair of points. Arguments and errors as for `integrals`."
+    "The plan of each distinct integral, matrices between channels included. Arguments and errors as for `integrals`."
     alike = {}
     for name, each in integrals(model, example).items():
-        for i in each:
-            if i.by_heads: alike.setdefault(explain(i.kernel, i.measure, i.v.shape[-1], len(i.v)), []).append(f'{name}: {i.kind}'.removeprefix(': '))
+        for i in each: alike.setdefault(i.plan(), []).append(f'{name}: {i.kind}'.removeprefix(': '))
     return '\n\n'.join(f"{', '.join(names)}\n{text}" for text, names in alike.items())

@@ -17,7 +17,7 @@ from ..kernel.base import Kernel
 from ..kernel.stationary import Stationary
 from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 from .fixed_point import solve
 
 # %% ../../nbs/special_cases/25_depth.ipynb #loop
@@ -37,7 +37,8 @@ class NeuralODE(nn.Module):
         if steps < 1 or end <= 0: raise ValueError(f'steps={steps} up to end={end}: both must be positive')
         self.f, self.steps, self.method, self.end, self.time, self.path = f, steps, method, end, time, path
 
-    def forward(self, z: Tensor) -> Tensor:        # (B, D) -> (B, D), or (B, steps + 1, D)
+    def forward(self, z: Tensor) -> Tensor:
+        "z(end) of z(0), (B, D) -> (B, D); if `path` at the ends of all steps, (B, steps + 1, D)."
         h, path = self.end / self.steps, [z]
         for n in range(self.steps):
             z = z + h * self.slope(n * h, z, h)
@@ -75,20 +76,25 @@ class Earlier(Stationary):
         Kernel.__init__(self, 1, Structure(stationary=True, rank=1, support=CAUSAL))
         self.like = like.new_empty(0)
 
-    def of_lag(self, lag: Tensor) -> Tensor: return (lag[..., 0] > 0).to(self.like)[None]
+    def of_lag(self, lag: Tensor) -> Tensor:
+        "1 at lags (..., 1) above zero, else 0: (1, ...)."
+        return (lag[..., 0] > 0).to(self.like)[None]
 
+# %% ../../nbs/special_cases/25_depth.ipynb #depth-kernel
 def depth_kernel(method: str, steps: int, like: Tensor) -> Kernel:
-    "Of the points (step, stage) and the end."
+    "The tableau of a method as a kernel on the points (step, stage) and the end: b for earlier steps, a within one."
     if method == 'euler': return Earlier(like)
     rows, b = TABLEAUX[method]
-    a = torch.tensor([row + [0.] * (len(b) - len(row)) for row in [[], *rows]], dtype=torch.float64)
-    one, b = torch.ones(steps + 1, steps + 1, dtype=torch.float64), torch.tensor([b] * len(b), dtype=torch.float64)
-    K = torch.kron(one.tril(-1), b) + torch.kron(torch.eye(steps + 1, dtype=torch.float64), a)
-    n = steps * len(b) + 1
+    q = len(b)
+    a = torch.tensor([row + [0.] * (q - len(row)) for row in [[], *rows]], dtype=torch.float64)
+    b = torch.tensor([b] * q, dtype=torch.float64)
+    earlier = torch.ones(steps + 1, steps + 1, dtype=torch.float64).tril(-1)
+    K = torch.kron(earlier, b) + torch.kron(torch.eye(steps + 1, dtype=torch.float64), a)
+    n = steps * q + 1
     return Table(K[None, None, :n, :n].to(like))
 
 def stages(method: str) -> Tensor:                 # (q,)
-    "c: where in a step its stages are, in steps."
+    "c of a method: where in a step its stages are, in steps."
     rows, _ = TABLEAUX[method]
     return torch.tensor([sum(row) for row in [[], *rows]], dtype=torch.float64)
 
@@ -101,11 +107,9 @@ class Volterra(SpecialCase):
         for name in ('steps', 'method', 'end', 'time', 'path'): setattr(self, name, getattr(layer, name))
 
     def forward(self, z: Tensor) -> Tensor:
+        "z(end) of z(0), (B, D) -> (B, D); if `path` at the ends of all steps, (B, steps + 1, D)."
         if z.ndim != 2: raise ValueError(f'z of shape {tuple(z.shape)}: expected (B, D)')
-        for part in self.f.modules():
-            random = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
-            if part.training and (random or isinstance(part, nn.modules.batchnorm._BatchNorm)):
-                refuse('NeuralODE', 'f', type(part).__name__, 'it differs from call to call in training: use eval()')
+        self._check_slope()
         kernel, (measure, t) = depth_kernel(self.method, self.steps, z), self._line(z)
         at_all = (lambda x: torch.vmap(self.f, (0, 1), 1)(t, x)) if self.time else torch.vmap(self.f, 1, 1)
 
@@ -118,10 +122,20 @@ class Volterra(SpecialCase):
 
 # %% ../../nbs/special_cases/25_depth.ipynb #line
 @patch
+def _check_slope(self: Volterra) -> None:
+    "NotImplementedError where f differs from call to call."
+    for part in self.f.modules():
+        drops = isinstance(part, nn.modules.dropout._DropoutNd) and part.p > 0
+        if part.training and (drops or isinstance(part, nn.modules.batchnorm._BatchNorm)):
+            refuse('NeuralODE', 'f', type(part).__name__, 'it differs from call to call in training: use eval()')
+
+@patch
 def _line(self: Volterra, z: Tensor) -> tuple[Measure, Tensor]:
     "The points of depth with the weight h, and where f is evaluated."
-    h, n = self.end / self.steps, self.steps * len(stages(self.method)) + 1
-    t, weight = (h * (torch.arange(self.steps)[:, None] + stages(self.method))).flatten(), z.new_full((n,), h)
+    h, c = self.end / self.steps, stages(self.method)
+    n = self.steps * len(c) + 1
+    t = (h * (torch.arange(self.steps)[:, None] + c)).flatten()
+    weight = z.new_full((n,), h)
     if self.method == 'euler': return Measure.sequence(n, weight=weight, spacing=h), t.to(z)
     return Measure.scattered(torch.cat([t, t.new_tensor([self.end])]).to(z.device), weight=weight), t.to(z)
 
@@ -133,16 +147,21 @@ class _Slope(nn.Module):
         self.net = nn.Sequential(nn.Linear(dim + time, width), nn.Tanh(), nn.Linear(width, dim))
 
     def forward(self, *args: Tensor) -> Tensor:
-        return self.net(args[0] if len(args) == 1 else torch.cat([args[1], args[0].expand(len(args[1]), 1)], -1))
+        "f(z), or f(t, z)."
+        *t, z = args
+        return self.net(torch.cat([z, *(x.expand(len(z), 1) for x in t)], -1))
 
-def _draw(choose: Choose) -> Drawn:
+def _draw_ode(choose: Choose) -> Drawn:
+    "An equation of some width, solved by some method."
     method, dim, time = choose('method', list(TABLEAUX)), choose('dim', [1, 2, 5]), choose('time', [False, True])
     f = _Slope(dim, choose('width', [1, 7]), time)
     steps, end, path = choose('steps', [1, 2, 3, 5, 11]), choose('end', [.5, 1., 3.]), choose('path', [False, True])
     rule = choose('rule', ['auto', 'dense'] + ['fft'] * (method == 'euler'))
-    return Drawn(NeuralODE(f, steps, method, end, time, path).double(), (tensor(choose('batch', [1, 2, 3]), dim),), rule=rule)
+    layer = NeuralODE(f, steps, method, end, time, path).double()
+    return Drawn(layer, (tensor(choose('batch', [1, 2, 3]), dim),), rule=rule)
 
-CASES = [Case('neural ODE', 'depth', '1[s < t]; on steps and stages the Butcher tableau: b for earlier steps, a within one',
-              'causal in depth; the kernel does not depend on z', ('dense', 'fft'),
-              'O(M²) per sweep for M = steps · stages; Euler O(M log M)', 'a loop; torchdiffeq', _draw,
-              'a fixed point: the integrand f(z) depends on the solution')]
+CASES = [LayerCase('neural ODE', 'depth',
+                   '1[s < t]; on steps and stages the Butcher tableau: b for earlier steps, a within one',
+                   'causal in depth; the kernel does not depend on z', ('dense', 'fft'),
+                   'O(M²) per sweep for M = steps · stages; Euler O(M log M)', 'a loop; torchdiffeq', _draw_ode,
+                   'a fixed point: the integrand f(z) depends on the solution')]

@@ -6,12 +6,13 @@
 __all__ = ['CASES', 'without_casts']
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #imports
-import importlib, types
+import importlib
+import types
 import torch
 import torch.nn as nn
 from torch import Tensor
 from . import hub                 # which knows the layers
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #references
 def _module(name: str):
@@ -19,7 +20,7 @@ def _module(name: str):
     return importlib.import_module(f'transformers.models.{name}.modeling_{name}')
 
 def _random(layer: nn.Module) -> nn.Module:
-    "In float64, ready for inference, its parameters normal."
+    "A layer in float64, ready for inference, its parameters normal."
     layer = layer.double().eval()
     for p in layer.parameters(): p.data.normal_(0, p.shape[-1]**-.5 if p.ndim > 1 else .5)
     return layer
@@ -46,7 +47,7 @@ def _allowed(choose: Choose, b: int, n: int, m: int) -> Tensor | None:
     if kind == 'none': return None
     mask, last = torch.ones(b, 1, n, m, dtype=torch.bool), torch.arange(m)
     if 'past' in kind: mask &= last <= torch.arange(n)[:, None] + max(0, m - n)
-    if 'padding' in kind: mask &= last >= torch.randint(m, (b, 1, 1, 1))        # on the left, so that early rows may see nothing
+    if 'padding' in kind: mask &= last >= torch.randint(m, (b, 1, 1, 1))      # early rows may see nothing
     return torch.rand(b, 1, n, m) < .6 if kind == 'any' else mask
 
 def _mask(choose: Choose, way: str, b: int, n: int, m: int, blind: bool = True) -> Tensor | None:
@@ -57,98 +58,128 @@ def _mask(choose: Choose, way: str, b: int, n: int, m: int, blind: bool = True) 
     if mask is None or way == 'sdpa': return mask
     return torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, torch.finfo(torch.float64).min)
 
-def _sizes(choose: Choose) -> tuple[int, int, int, int, str]:
+# %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-sizes
+def _draw_sizes(choose: Choose) -> tuple[int, int, int, int, str]:
     "Batch, points, heads, features of a head, implementation."
-    return (choose('batch', [1, 2, 3]), choose('points', [1, 2, 7, 13, 40]), choose('heads', [1, 2, 4]), choose('features', [2, 3, 8]),
-            choose('implementation', ['eager', 'sdpa']))
+    b, n = choose('batch', [1, 2, 3]), choose('points', [1, 2, 7, 13, 40])
+    h, d = choose('heads', [1, 2, 4]), choose('features', [2, 3, 8])
+    return b, n, h, d, choose('implementation', ['eager', 'sdpa'])
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-decoders
 def _draw_gpt2(choose: Choose) -> Drawn:
+    "Attention of GPT-2, to itself or to other inputs."
     from transformers import GPT2Config
-    (b, n, h, d, way), cross = _sizes(choose), choose('cross', [False, True])
-    config = GPT2Config(n_embd=h * d, n_head=h, attn_implementation=way, scale_attn_weights=choose('scaled', [True, False]),
+    b, n, h, d, way = _draw_sizes(choose)
+    cross = choose('cross', [False, True])
+    config = GPT2Config(n_embd=h * d, n_head=h, attn_implementation=way,
+                        scale_attn_weights=choose('scaled', [True, False]),
                         scale_attn_by_inverse_layer_idx=choose('by layer', [False, True]))
     layer = _random(_module('gpt2').GPT2Attention(config, is_cross_attention=cross, layer_idx=2))
     m = choose('inputs', [1, 5, 11]) if cross else n
-    mask = _mask(choose, way, b, n, m)
-    if not cross: return Drawn(layer, (tensor(b, n, h * d),), dict(attention_mask=mask))
-    return Drawn(layer, (tensor(b, n, h * d),), dict(encoder_hidden_states=tensor(b, m, h * d), encoder_attention_mask=mask))
+    mask, x = _mask(choose, way, b, n, m), tensor(b, n, h * d)
+    if not cross: return Drawn(layer, (x,), dict(attention_mask=mask))
+    return Drawn(layer, (x,), dict(encoder_hidden_states=tensor(b, m, h * d), encoder_attention_mask=mask))
 
+# %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-llama
 def _draw_llama(choose: Choose) -> Drawn:
+    "Attention of Llama: keys that heads share, rotated by their position."
     from transformers import LlamaConfig
-    (b, n, h, d, way), groups = _sizes(choose), choose('queries per key', [1, 2, 3])
-    dim = 2 * h * groups
-    config = LlamaConfig(hidden_size=dim, num_attention_heads=h * groups, num_key_value_heads=h, head_dim=2 * d, attention_bias=choose('biases', [False, True]),
-                         attn_implementation=way)
+    b, n, h, d, way = _draw_sizes(choose)
+    heads = h * choose('queries per key', [1, 2, 3])
+    config = LlamaConfig(hidden_size=2 * heads, num_attention_heads=heads, num_key_value_heads=h, head_dim=2 * d,
+                         attention_bias=choose('biases', [False, True]), attn_implementation=way)
     layer = without_casts(_random(_module('llama').LlamaAttention(config, layer_idx=0)))
-    angle = (torch.arange(n) + choose('start', [0, 17]))[:, None] * 10000 ** -(torch.arange(d, dtype=torch.float64) / d)
+    position = torch.arange(n) + choose('start', [0, 17])
+    angle = position[:, None] * 10000 ** -(torch.arange(d, dtype=torch.float64) / d)
     angle = torch.cat([angle, angle], -1)[None]
-    return Drawn(layer, (tensor(b, n, dim),), dict(position_embeddings=(angle.cos(), angle.sin()), attention_mask=_mask(choose, way, b, n, n)))
+    x, turns = tensor(b, n, 2 * heads), (angle.cos(), angle.sin())
+    return Drawn(layer, (x,), dict(position_embeddings=turns, attention_mask=_mask(choose, way, b, n, n)))
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-encoders
 def _draw_bert(choose: Choose) -> Drawn:
+    "Attention of BERT, to itself or to other inputs."
     from transformers import BertConfig
-    (b, n, h, d, way), cross = _sizes(choose), choose('cross', [False, True])
+    b, n, h, d, way = _draw_sizes(choose)
+    cross = choose('cross', [False, True])
     config = BertConfig(hidden_size=h * d, num_attention_heads=h, attn_implementation=way)
     kind = _module('bert').BertCrossAttention if cross else _module('bert').BertSelfAttention
-    layer, m = _random(kind(config, is_causal=choose('causal', [False, True]), layer_idx=0)), choose('inputs', [1, 5, 11]) if cross else n
+    layer = _random(kind(config, is_causal=choose('causal', [False, True]), layer_idx=0))
+    m = choose('inputs', [1, 5, 11]) if cross else n
     more = dict(encoder_hidden_states=tensor(b, m, h * d)) if cross else {}
     return Drawn(layer, (tensor(b, n, h * d),), dict(attention_mask=_mask(choose, way, b, n, m), **more))
 
 def _draw_vit(choose: Choose) -> Drawn:
+    "Attention of ViT."
     from transformers import ViTConfig
-    b, n, h, d, way = _sizes(choose)
-    config = ViTConfig(hidden_size=h * d, num_attention_heads=h, qkv_bias=choose('biases', [True, False]), attn_implementation=way)
-    return Drawn(without_casts(_random(_module('vit').ViTAttention(config))), (tensor(b, n, h * d),), dict(attention_mask=_mask(choose, way, b, n, n)))
+    b, n, h, d, way = _draw_sizes(choose)
+    biases = choose('biases', [True, False])
+    config = ViTConfig(hidden_size=h * d, num_attention_heads=h, qkv_bias=biases, attn_implementation=way)
+    layer = without_casts(_random(_module('vit').ViTAttention(config)))
+    return Drawn(layer, (tensor(b, n, h * d),), dict(attention_mask=_mask(choose, way, b, n, n)))
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-biases
 def _draw_bloom(choose: Choose) -> Drawn:
+    "Attention of BLOOM, with a bias that grows along the points that count."
     from transformers import BloomConfig
-    b, n, h, d, _ = _sizes(choose)
+    b, n, h, d, _ = _draw_sizes(choose)
     module = _module('bloom')
     layer = without_casts(_random(module.BloomAttention(BloomConfig(hidden_size=h * d, n_head=h), layer_idx=0)))
-    there = torch.arange(n) >= torch.randint(n, (b, 1)) if choose('padding', [False, True]) else torch.ones(b, n, dtype=torch.bool)
+    there = torch.ones(b, n, dtype=torch.bool)
+    if choose('padding', [False, True]): there = torch.arange(n) >= torch.randint(n, (b, 1))
     alibi, mask = module.build_alibi_tensor(there.long(), h, torch.float64), _mask(choose, 'eager', b, n, n)
     return Drawn(layer, (tensor(b, n, h * d), tensor(b, n, h * d), alibi, mask), dict(output_attentions=True))
 
+# %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-t5
 def _draw_t5(choose: Choose) -> Drawn:
+    "Attention of T5, with its own bias, that of the layer before, or none."
     from transformers import T5Config
-    (b, n, h, d, way), decoder = _sizes(choose), choose('decoder', [False, True])
-    config = T5Config(d_model=10, d_kv=d, num_heads=h, is_decoder=decoder, relative_attention_num_buckets=8, relative_attention_max_distance=10,
-                      attn_implementation=way)
+    b, n, h, d, way = _draw_sizes(choose)
+    decoder = choose('decoder', [False, True])
+    config = T5Config(d_model=10, d_kv=d, num_heads=h, is_decoder=decoder, relative_attention_num_buckets=8,
+                      relative_attention_max_distance=10, attn_implementation=way)
     source = choose('bias from', ['its table', 'the layer before', 'nowhere'])
     cross = source == 'nowhere' and choose('cross', [False, True])
-    layer = _random(_module('t5').T5Attention(config, source == 'its table', layer_idx=0, is_causal=decoder and not cross))
+    causal = decoder and not cross
+    layer = _random(_module('t5').T5Attention(config, source == 'its table', layer_idx=0, is_causal=causal))
     m = choose('inputs', [1, 5, 11]) if cross else n
-    more = dict(key_value_states=tensor(b, m, 10)) if cross else dict(position_bias=tensor(1, h, n, n)) if source == 'the layer before' else {}
+    more = {}
+    if cross: more['key_value_states'] = tensor(b, m, 10)
+    if source == 'the layer before': more['position_bias'] = tensor(1, h, n, n)
     return Drawn(layer, (tensor(b, n, 10),), dict(mask=_mask(choose, way, b, n, m, blind=way == 'eager'), **more))
 
+# %% ../../nbs/special_cases/47_hub_cases.ipynb #draw-perceiver
 def _draw_perceiver(choose: Choose) -> Drawn:
+    "Attention of Perceiver, of latents to inputs or among latents."
     from transformers import PerceiverConfig
-    (b, n, h, d, _), cross, c = _sizes(choose), choose('cross', [True, True, False]), choose('value features', [1, 4])
-    layer = _random(_module('perceiver').PerceiverSelfAttention(PerceiverConfig(), cross, h * d, h * c, h, q_dim=6, kv_dim=7 if cross else 6))
+    b, n, h, d, _ = _draw_sizes(choose)
+    cross, c = choose('cross', [True, True, False]), choose('value features', [1, 4])
+    kind = _module('perceiver').PerceiverSelfAttention
+    layer = _random(kind(PerceiverConfig(), cross, h * d, h * c, h, q_dim=6, kv_dim=7 if cross else 6))
     m = choose('inputs', [1, 5, 30]) if cross else n
     mask = _mask(choose, 'eager', b, n, m)
     args = dict(inputs=tensor(b, m, 7), inputs_mask=mask) if cross else dict(attention_mask=mask)
     return Drawn(layer, (tensor(b, n, 6),), dict(**args, output_attentions=choose('weights', [True, False])))
 
 # %% ../../nbs/special_cases/47_hub_cases.ipynb #cases
-def _row(name: str, kernel: str, constraints: str, against: str, draw, note: str, cost: str = 'N²') -> Case:
-    return Case(name, 'attention', kernel, constraints, ('dense',), cost, against, draw, note)
+def _row(name: str, kernel: str, constraints: str, against: str, draw, cost: str = 'N²',
+         note: str = 'attention dropout in training is refused', rules=('attend', 'dense')) -> LayerCase:
+    "A row of the table for an attention layer of the transformers library."
+    return LayerCase(name, 'attention', kernel, constraints, rules, cost, against, draw, note)
 
 CASES = [
-    _row('GPT-2 attention', 'e^(s q_i·k_j) for j ≤ i, normalised', 'no position but by order', 'GPT2Attention, eager and sdpa', _draw_gpt2,
-         'attention dropout in training is refused'),
-    _row('BERT attention', 'e^(s q_i·k_j), normalised', 'no position', 'BertSelfAttention, BertCrossAttention, eager and sdpa', _draw_bert,
-         'attention dropout in training is refused'),
-    _row('ViT attention', 'e^(s q_i·k_j), normalised', 'no position', 'ViTAttention without its cast to float32, eager and sdpa', _draw_vit,
-         'attention dropout in training is refused'),
-    _row('grouped queries with RoPE', 'e^(s R_i q_i·R_j k_j) for j ≤ i, normalised; R_iᵀR_j = R_(j−i)', 'position by lag alone, keys shared by heads',
-         'LlamaAttention without its cast to float32, eager and sdpa', _draw_llama, 'attention dropout in training is refused'),
-    _row('ALiBi', 'e^(s q_i·k_j) e^(−m(i−j)), normalised', 'position by a fixed decay', 'BloomAttention without its cast to float32', _draw_bloom,
-         'slow_but_exact is refused'),
-    _row('relative bias', 'e^(q_i·k_j) κ(i−j), normalised', 'position by lag, in buckets', 'T5Attention, eager and sdpa', _draw_t5,
-         'the bias is a table shared by all layers'),
-    _row('Perceiver cross-attention', 'e^(s q(z_i)·k_j), normalised', 'outputs at latents', 'PerceiverSelfAttention', _draw_perceiver,
-         'attention dropout in training is refused', 'M N for M latents'),
+    _row('GPT-2 attention', 'e^(s q_i·k_j) for j ≤ i, normalised', 'no position but by order',
+         'GPT2Attention, eager and sdpa', _draw_gpt2),
+    _row('BERT attention', 'e^(s q_i·k_j), normalised', 'no position',
+         'BertSelfAttention, BertCrossAttention, eager and sdpa', _draw_bert),
+    _row('ViT attention', 'e^(s q_i·k_j), normalised', 'no position',
+         'ViTAttention without its cast to float32, eager and sdpa', _draw_vit),
+    _row('grouped queries with RoPE', 'e^(s R_i q_i·R_j k_j) for j ≤ i, normalised; R_iᵀR_j = R_(j−i)',
+         'position by lag alone, keys shared by heads',
+         'LlamaAttention without its cast to float32, eager and sdpa', _draw_llama),
+    _row('ALiBi', 'e^(s q_i·k_j) e^(−m(i−j)), normalised', 'position by a fixed decay',
+         'BloomAttention without its cast to float32', _draw_bloom, note='slow_but_exact is refused'),
+    _row('relative bias', 'e^(q_i·k_j) κ(i−j), normalised', 'position by lag, in buckets',
+         'T5Attention, eager and sdpa', _draw_t5, note='the bias is a table shared by all layers', rules=('dense',)),
+    _row('Perceiver cross-attention', 'e^(s q(z_i)·k_j), normalised', 'outputs at latents',
+         'PerceiverSelfAttention', _draw_perceiver, 'M N for M latents'),
 ]

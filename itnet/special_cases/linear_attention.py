@@ -18,17 +18,18 @@ from ..kernel.stationary import Exponentials
 from ..kernel.content import merge_heads, rotary, split_heads
 from ..kernel.given import Gates, Terms, skeleton
 from .case import SpecialCase, converts
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #shared
 def _heads_of(x: Tensor, heads: int) -> Tensor:
-    "(B, N, H·d) -> (B, H, N, d)."
+    "Channels as heads: (B, N, H·d) -> (B, H, N, d)."
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 def _divides(heads: int, even: bool = False, **sizes: int) -> None:
     "ValueError for channels that do not split into heads, or into pairs within a head."
     for name, size in sizes.items():
-        if size % (heads * (1 + even)): raise ValueError(f'{name}={size} cannot be split into {heads} heads' + ' of pairs' * even)
+        if size % (heads * (1 + even)) == 0: continue
+        raise ValueError(f'{name}={size} cannot be split into {heads} heads' + ' of pairs' * even)
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #linear-reference
 class LinearAttention(nn.Module):
@@ -45,9 +46,11 @@ class LinearAttention(nn.Module):
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #linear-loop
 @patch
-def forward(self: LinearAttention, x: Tensor,                 # (B, N, dim)
+def forward(self: LinearAttention,
+            x: Tensor,                       # (B, N, dim)
             mask: Tensor | None = None       # (B, N) bool, True at points that count
            ) -> Tensor:                      # (B, N, dim)
+    "One sum over all points, or, if causal, one that grows from point to point."
     q, k, v = (_heads_of(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
     q, k = F.elu(q) + 1, F.elu(k) + 1
     if mask is not None: k = k * mask[:, None, :, None]
@@ -57,7 +60,8 @@ def forward(self: LinearAttention, x: Tensor,                 # (B, N, dim)
         return self.out_proj(y.transpose(1, 2).flatten(2))
     S, z, out = 0., 0., []
     for i in range(x.shape[1]):
-        S, z = S + k[:, :, i, :, None] * v[:, :, i, None], z + k[:, :, i]
+        S = S + k[:, :, i, :, None] * v[:, :, i, None]
+        z = z + k[:, :, i]
         out.append((q[:, :, i, :, None] * S).sum(2) / (q[:, :, i] * z).sum(2, keepdim=True))
     return self.out_proj(torch.stack(out, 1).flatten(2))
 
@@ -70,11 +74,14 @@ class LinearAttentionCase(SpecialCase):
         self.heads, self.causal = layer.heads, layer.causal
 
     def kernel(self, x: Tensor) -> Kernel:
+        "φ(q_i)·φ(k_j), φ = elu + 1, normalised, of inputs (B, N, dim)."
         q, k = (F.elu(split_heads(proj(x), self.heads)) + 1 for proj in (self.q_proj, self.k_proj))
         return Terms(q, k, positive=True).restrict(causal=self.causal).normalise()
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = self.integrate(self.kernel(x), Measure.sequence(x.shape[1], mask), split_heads(self.v_proj(x), self.heads))
+        "(B, N, dim) -> (B, N, dim); `mask` (B, N) is True at points that count."
+        v = split_heads(self.v_proj(x), self.heads)
+        y = self.integrate(self.kernel(x), Measure.sequence(x.shape[1], mask), v)
         return self.out_proj(merge_heads(y, x.shape[1:2]))
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #retention-reference
@@ -88,7 +95,8 @@ class Retention(nn.Module):
                 ):
         super().__init__()
         value_dim = value_dim or dim
-        _divides(heads, even=True, dim=dim); _divides(heads, value_dim=value_dim)
+        _divides(heads, even=True, dim=dim)
+        _divides(heads, value_dim=value_dim)
         self.heads, self.base = heads, base
         self.q_proj, self.k_proj = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
         self.v_proj, self.gate_proj = nn.Linear(dim, value_dim, bias=False), nn.Linear(dim, value_dim, bias=False)
@@ -97,7 +105,8 @@ class Retention(nn.Module):
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #retention-loop
 @patch
-def forward(self: Retention, x: Tensor) -> Tensor:       # (B, N, dim) -> (B, N, dim)
+def forward(self: Retention, x: Tensor) -> Tensor:
+    "The recurrence of the complex state, (B, N, dim) -> (B, N, dim)."
     q, k, v = (_heads_of(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj))
     half = q.shape[-1] // 2
     q, k = torch.complex(*q.split(half, -1)), torch.complex(*(k / (2 * half) ** .5).split(half, -1))
@@ -119,20 +128,23 @@ class RetentionCase(SpecialCase):
         self.heads, self.base = layer.heads, layer.base
 
     def kernel(self, x: Tensor, line: Measure) -> Kernel:
+        "γ^(i-j) (Θ_i q_i)·(Θ_j k_j), j ≤ i, of inputs (B, N, dim) on a line."
         q, k = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj))
-        decay = skeleton(Exponentials, self.heads, modes=1, positive=True)
+        rotated = (rotary(s, line, self.base) for s in (q, k * q.shape[-1] ** -.5))
         rate = -self.gamma.to(q.dtype).log()[:, None]
-        return Terms(*(rotary(s, line, self.base) for s in (q, k * q.shape[-1] ** -.5))) * decay.given(log_decay=rate.log(), c=torch.zeros_like(rate))
+        decay = skeleton(Exponentials, self.heads, modes=1, positive=True)
+        return Terms(*rotated) * decay.given(log_decay=rate.log(), c=torch.zeros_like(rate))
 
     def forward(self, x: Tensor) -> Tensor:
+        "(B, N, dim) -> (B, N, dim)."
         line = Measure.sequence(x.shape[1])
-        y = merge_heads(self.integrate(self.kernel(x, line), line, split_heads(self.v_proj(x), self.heads)), line.shape)
-        y = self.norm(y.flatten(0, 1)).unflatten(0, x.shape[:2])
+        y = self.integrate(self.kernel(x, line), line, split_heads(self.v_proj(x), self.heads))
+        y = self.norm(merge_heads(y, line.shape).flatten(0, 1)).unflatten(0, x.shape[:2])
         return self.out_proj(F.silu(self.gate_proj(x)) * y)
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #gated-reference
 class GatedLinearAttention(nn.Module):
-    "Source: Yang et al. 2024, sections 4.1 and 4.4."
+    "Linear attention whose state forgets as the input says. Source: Yang et al. 2024, sections 4.1 and 4.4."
     def __init__(self,
                  dim: int,                        # channels of the input and the output
                  heads: int = 1,
@@ -152,9 +164,12 @@ class GatedLinearAttention(nn.Module):
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #gated-loop
 @patch
-def forward(self: GatedLinearAttention, x: Tensor) -> Tensor:       # (B, N, dim) -> (B, N, dim)
-    q, k, v, a = (_heads_of(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.v_proj, self.forget_proj))
-    a, S, out = a.sigmoid() ** (1 / self.tau), 0., []
+def forward(self: GatedLinearAttention, x: Tensor) -> Tensor:
+    "The recurrence of the state, (B, N, dim) -> (B, N, dim)."
+    projections = self.q_proj, self.k_proj, self.v_proj, self.forget_proj
+    q, k, v, a = (_heads_of(proj(x), self.heads) for proj in projections)
+    a = a.sigmoid() ** (1 / self.tau)
+    S, out = 0., []
     for t in range(x.shape[1]):
         S = a[:, :, t, :, None] * S + k[:, :, t, :, None] * v[:, :, t, None]
         out.append((q[:, :, t, :, None] * S).sum(2))
@@ -169,10 +184,12 @@ class GatedLinearAttentionCase(SpecialCase):
         self.heads, self.tau = layer.heads, layer.tau
 
     def kernel(self, x: Tensor) -> Kernel:
+        "Σ_r q_ir (∏_(j < t ≤ i) α_tr) k_jr, of inputs (B, N, dim)."
         q, k, a = (split_heads(proj(x), self.heads) for proj in (self.q_proj, self.k_proj, self.forget_proj))
         return Gates(q, F.logsigmoid(a) / self.tau, k)
 
     def forward(self, x: Tensor) -> Tensor:
+        "(B, N, dim) -> (B, N, dim)."
         line = Measure.sequence(x.shape[1])
         y = self.integrate(self.kernel(x), line, split_heads(self.v_proj(x), self.heads))
         return self.out_proj(F.silu(self.gate_proj(x)) * self.norm(y.transpose(1, 2)).flatten(2))
@@ -180,33 +197,46 @@ class GatedLinearAttentionCase(SpecialCase):
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #draws
 _LENGTHS = [1, 2, 7, 13, 31, 150]
 
-def _drawn(layer: nn.Module, choose, rules: list[str], **kwargs) -> Drawn:
-    "The layer in float64 on an input of some length."
+def _drawn(layer: nn.Module, choose: Choose, rules: list[str], masked: bool = False) -> Drawn:
+    "The layer in float64 on an input of some length, of which some points may not count."
     x = tensor(choose('batch', [1, 2, 3]), choose('points', _LENGTHS), layer.out_proj.out_features)
-    if kwargs.pop('masked', False): kwargs['mask'] = (torch.rand(x.shape[:2]) > .3).index_fill(1, torch.tensor(0), True)
+    kwargs = dict(mask=(torch.rand(x.shape[:2]) > .3).index_fill(1, torch.tensor(0), True)) if masked else {}
     return Drawn(layer.double(), (x,), kwargs, choose('rule', ['auto', 'dense', *rules]))
 
-def _draw_linear(choose) -> Drawn:
+def _draw_linear_attention(choose: Choose) -> Drawn:
+    "Linear attention, causal or not, with a mask or without."
     heads, causal = choose('heads', [1, 2, 3]), choose('causal', [True, False])
-    layer = LinearAttention(heads * choose('channels per head', [2, 3, 4]), heads, causal, choose('bias', [True, False]))
-    return _drawn(layer, choose, ['fft', *['scan'] * causal], masked=choose('mask', [True, False]))
+    dim = heads * choose('channels per head', [2, 3, 4])
+    layer = LinearAttention(dim, heads, causal, choose('bias', [True, False]))
+    return _drawn(layer, choose, ['fft', *['scan'] * causal], choose('mask', [True, False]))
 
-def _draw_retention(choose) -> Drawn:
+# %% ../../nbs/special_cases/43_linear_attention.ipynb #draws-causal
+def _draw_retention(choose: Choose) -> Drawn:
+    "Retention, with values as wide as the layer or not."
     heads, channels = choose('heads', [1, 2, 3]), choose('value channels per head', [None, 3, 5])
-    layer = Retention(heads * choose('channels per head', [4, 6]), heads, channels and heads * channels, choose('base', [100., 10000.]))
+    dim = heads * choose('channels per head', [4, 6])
+    layer = Retention(dim, heads, channels and heads * channels, choose('base', [100., 10000.]))
     return _drawn(layer, choose, ['fft', 'scan'])
 
-def _draw_gated(choose) -> Drawn:
+def _draw_gated(choose: Choose) -> Drawn:
+    "Gated linear attention, with values as wide as the layer or not."
     heads, channels = choose('heads', [1, 2, 3]), choose('value channels per head', [None, 3])
-    layer = GatedLinearAttention(heads * choose('channels per head', [4, 5]), heads, heads * choose('features per head', [2, 3, 5]),
-                                 channels and heads * channels, choose('low_rank', [1, 4]), choose('tau', [1., 16.]))
+    dim, keys = heads * choose('channels per head', [4, 5]), heads * choose('features per head', [2, 3, 5])
+    layer = GatedLinearAttention(dim, heads, keys, channels and heads * channels,
+                                 choose('low_rank', [1, 4]), choose('tau', [1., 16.]))
     return _drawn(layer, choose, ['scan'])
 
 # %% ../../nbs/special_cases/43_linear_attention.ipynb #cases
 CASES = [
-    Case('linear attention', 'attention', 'φ(q_i)·φ(k_j) / Z_i, φ = elu + 1', 'rank d; content alone', ('dense', 'fft', 'scan'), 'N d²',
-         'LinearAttention, sums of Katharopoulos et al. 2020', _draw_linear, 'without the constant that code adds to Z_i; scan if causal'),
-    Case('retention', 'attention', 'γ_h^(i−j) (Θ_i q_i)·(Θ_j k_j), j ≤ i', 'causal; rank d; forgets at a fixed rate per head', ('dense', 'fft', 'scan'), 'N d²',
-         'Retention, the complex recurrence of Sun et al. 2023', _draw_retention, 'group norm and gate act pointwise, after the integral'),
-    Case('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j<t≤i) α_tr) k_jr, j ≤ i', 'causal; a state of d features; gates of the input, not of the state',
-         ('dense', 'scan'), 'N d²', 'GatedLinearAttention, the recurrence of Yang et al. 2024', _draw_gated, 'norm and gate act pointwise, after the integral')]
+    LayerCase('linear attention', 'attention', 'φ(q_i)·φ(k_j) / Z_i, φ = elu + 1', 'rank d; content alone',
+              ('dense', 'fft', 'scan'), 'N d²',
+              'LinearAttention, sums of Katharopoulos et al. 2020', _draw_linear_attention,
+              'without the constant that code adds to Z_i; scan if causal'),
+    LayerCase('retention', 'attention', 'γ_h^(i−j) (Θ_i q_i)·(Θ_j k_j), j ≤ i',
+              'causal; rank d; forgets at a fixed rate per head', ('dense', 'fft', 'scan'), 'N d²',
+              'Retention, the complex recurrence of Sun et al. 2023', _draw_retention,
+              'group norm and gate act pointwise, after the integral'),
+    LayerCase('gated linear attention', 'attention', 'Σ_r q_ir (∏_(j < t ≤ i) α_tr) k_jr, j ≤ i',
+              'causal; a state of d features; gates of the input, not of the state', ('dense', 'scan'), 'N d²',
+              'GatedLinearAttention, the recurrence of Yang et al. 2024', _draw_gated,
+              'norm and gate act pointwise, after the integral')]

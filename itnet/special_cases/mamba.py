@@ -19,7 +19,7 @@ from ..kernel.given import Gates, skeleton
 from ..rule.scan import resume
 from ..rule.plan import RULES, possible
 from .case import Integral, SpecialCase, converts, refuse
-from .equality import Case, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mixer
 class _Mixer(SpecialCase):
@@ -46,16 +46,23 @@ def filtered(self: _Mixer, x: Tensor, cache) -> Tensor:
     n, taps = x.shape[1], self.conv1d.weight.squeeze(1).flip(-1)                               # torch correlates
     if cache is not None: x = cache.update_conv_state(x.mT, self.layer_idx, conv_kernel_size=self.conv_kernel_size).mT
     v = x.mT.unsqueeze(-1).to(taps.dtype)
-    y = self.integrate(skeleton(Taps, *taps.shape, origin=0).given(weight=taps), Measure.sequence(x.shape[1]), v).squeeze(-1).mT[:, -n:]
+    kernel = skeleton(Taps, *taps.shape, origin=0).given(weight=taps)
+    y = self.integrate(kernel, Measure.sequence(x.shape[1]), v).squeeze(-1).mT[:, -n:]
     return self.act(y if self.conv1d.bias is None else y + self.conv1d.bias).to(x.dtype)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #stream
 @patch
-def stream(self: _Mixer, kernel: Kernel, v: Tensor, cache, sums: Tensor | None) -> Tensor:
-    "∫ K v dμ of a line, (B, H, N, d); with a cache, from the state `sums` (B, H, R, d) on, and the new state is kept."
+def stream(self: _Mixer, kernel: Kernel,
+           v: Tensor,                         # (B, H, N, d)
+           cache,                             # None, or what keeps the state
+           sums: Tensor | None                # (B, H, R, d), the state before the line; default: 0
+          ) -> Tensor:                        # (B, H, N, d)
+    "∫ K v dμ of a line; with a cache, on from a state, and the state at the end is kept."
     line = Measure.sequence(v.shape[2])
     if cache is None: return self.integrate(kernel, line, v)
-    if self.freedom: refuse(self.original, 'cache_params', type(cache).__name__, 'a relaxed layer is not the recurrence that a cache continues: use_cache=False')
+    if self.freedom:
+        refuse(self.original, 'cache_params', type(cache).__name__,
+               'a relaxed layer is not the recurrence that a cache continues: use_cache=False')
     y, state = resume(kernel, line, None, v, sums)
     cache.update_recurrent_state(self.as_cached(state), self.layer_idx)
     if sums is None and self.rule not in ('auto', 'scan'): return self.integrate(kernel, line, v)
@@ -67,6 +74,7 @@ def remembered(self: _Mixer, cache) -> Tensor | None:
     "The state that the cache holds for this layer."
     return None if cache is None else cache.get_recurrent_state(self.layer_idx)
 
+# %% ../../nbs/special_cases/35_mamba.ipynb #packed
 # several sequences in a row: fused kernels honour these options, and the layers' own code does not
 PACKED = 'seq_idx', 'cu_seqlens', 'cu_seq_lens_q', 'cu_seq_lens_k'
 
@@ -74,44 +82,59 @@ PACKED = 'seq_idx', 'cu_seqlens', 'cu_seq_lens_q', 'cu_seq_lens_k'
 def check_call(self: _Mixer, options: dict) -> None:
     "NotImplementedError for options that would change the result."
     for name in PACKED:
-        if options.get(name) is not None: refuse(self.original, name, type(options[name]).__name__, 'give packed sequences as a padded batch')
+        if options.get(name) is None: continue
+        refuse(self.original, name, type(options[name]).__name__, 'give packed sequences as a padded batch')
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mamba
 @converts('transformers.models.mamba.modeling_mamba.MambaMixer')
 class MambaCase(_Mixer):
-    "A head per channel, a gate per state."
+    "The mixer of Mamba: a head per channel, a gate per state."
     copied = *_Mixer.copied, 'time_step_rank'
 
-    def as_cached(self, state: Tensor) -> Tensor: return state.squeeze(-1)
+    def as_cached(self, state: Tensor) -> Tensor:
+        "A state (B, H, R, 1) as the cache holds it, (B, H, R)."
+        return state.squeeze(-1)
 
     def kernel(self, delta: Tensor, B: Tensor, C: Tensor) -> Kernel:
-        "Of step sizes (B, N, H), and B and C (B, N, R) of all heads."
+        "Σ_r C_r(i) e^(A_r (Δ(j+1) + … + Δ(i))) B_r(j), of step sizes (B, N, H), and B and C (B, N, R) of all heads."
         shared = lambda x: x.to(delta.dtype).unsqueeze(1).expand(-1, delta.shape[-1], -1, -1)
         A = -self.A_log.to(delta.dtype).exp()
         return Gates(shared(C), A[None, :, None] * delta.mT.unsqueeze(-1), shared(B))
 
-    def forward(self, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
-        self.check_call(kwargs)
-        n, dtype, past = hidden_states.shape[1], hidden_states.dtype, self.remembered(cache_params)
-        x, z = self.in_proj(_silent(hidden_states, attention_mask)).chunk(2, -1)
-        x = _silent(self.filtered(x, cache_params), attention_mask)
+    def selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "Step sizes, and what is written and read at each step, of a filtered input."
         delta, B, C = self.x_proj(x).split([self.time_step_rank, self.ssm_state_size, self.ssm_state_size], -1)
-        delta = F.linear(delta, self.dt_proj.weight).to(torch.promote_types(dtype, torch.float32))
-        delta = F.softplus(delta if self.dt_proj.bias is None else delta + self.dt_proj.bias)
-        v, sums = (delta * x).mT.unsqueeze(-1), None if past is None or n > 1 else past.unsqueeze(-1).to(delta.dtype)
-        y = self.stream(self.kernel(delta, B, C), v, cache_params, sums).squeeze(-1).mT
-        return self.out_proj(((y + self.D * x) * F.silu(z)).to(dtype))
+        delta = F.linear(delta, self.dt_proj.weight).to(torch.promote_types(x.dtype, torch.float32))
+        return F.softplus(delta if self.dt_proj.bias is None else delta + self.dt_proj.bias), B, C
+
+# %% ../../nbs/special_cases/35_mamba.ipynb #mamba-forward
+@patch
+def forward(self: MambaCase, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None,
+            **kwargs) -> Tensor:
+    "(B, N, D) -> (B, N, D), as the layer does."
+    self.check_call(kwargs)
+    past = self.remembered(cache_params)
+    if hidden_states.shape[1] > 1: past = None                     # a prompt begins anew
+    x, z = self.in_proj(_silent(hidden_states, attention_mask)).chunk(2, -1)
+    x = _silent(self.filtered(x, cache_params), attention_mask)
+    delta, B, C = self.selection(x)
+    v = (delta * x).mT.unsqueeze(-1)
+    sums = None if past is None else past.unsqueeze(-1).to(delta.dtype)
+    y = self.stream(self.kernel(delta, B, C), v, cache_params, sums).squeeze(-1).mT
+    return self.out_proj(((y + self.D * x) * F.silu(z)).to(hidden_states.dtype))
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mamba2
 @converts('transformers.models.mamba2.modeling_mamba2.Mamba2Mixer')
 class Mamba2Case(_Mixer):
-    "A gate per head."
+    "The mixer of Mamba-2: a gate per head."
     copied = *_Mixer.copied, 'num_heads', 'head_dim', 'n_groups', 'time_step_limit'
 
-    def as_cached(self, state: Tensor) -> Tensor: return state.mT
+    def as_cached(self, state: Tensor) -> Tensor:
+        "A state (B, H, R, d) as the cache holds it, (B, H, d, R)."
+        return state.mT
 
     def kernel(self, delta: Tensor, B: Tensor, C: Tensor) -> Kernel:
-        "Of step sizes (B, N, H), and B and C (B, N, G·R) of groups of heads."
+        "C(i)·B(j) e^(A (Δ(j+1) + … + Δ(i))), of step sizes (B, N, H), and B and C (B, N, G·R) of groups of heads."
         grouped = lambda x: x.to(delta.dtype).unflatten(-1, (self.n_groups, -1)).transpose(1, 2)
         phi = grouped(C).repeat_interleave(self.num_heads // self.n_groups, 1)
         return Gates(phi, (-self.A_log.to(delta.dtype).exp() * delta).mT.unsqueeze(-1), grouped(B))
@@ -119,20 +142,27 @@ class Mamba2Case(_Mixer):
     def normed(self, y: Tensor, z: Tensor) -> Tensor:
         "y (B, N, I) times its gate, divided by its root mean square within groups."
         y = (y * F.silu(z.to(y.dtype))).unflatten(-1, (-1, self.norm.group_size))
-        return self.norm.weight * (y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.norm.variance_epsilon)).flatten(-2)
+        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.norm.variance_epsilon)
+        return self.norm.weight * y.flatten(-2)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #mamba2-forward
 @patch
-def forward(self: Mamba2Case, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None, **kwargs) -> Tensor:
+def forward(self: Mamba2Case, hidden_states: Tensor, cache_params=None, attention_mask: Tensor | None = None,
+            **kwargs) -> Tensor:
+    "(B, N, D) -> (B, N, D), as the layer does."
     self.check_call(kwargs)
-    n, dtype, past = hidden_states.shape[1], hidden_states.dtype, self.remembered(cache_params)
-    inner, states, high = self.intermediate_size, self.n_groups * self.ssm_state_size, torch.promote_types(dtype, torch.float32)
-    z, x, delta = self.in_proj(_silent(hidden_states, attention_mask)).split([inner, inner + 2 * states, self.num_heads], -1)
+    n, dtype = hidden_states.shape[1], hidden_states.dtype
+    high = torch.promote_types(dtype, torch.float32)
+    inner, states = self.intermediate_size, self.n_groups * self.ssm_state_size
+    parts = self.in_proj(_silent(hidden_states, attention_mask))
+    z, x, delta = parts.split([inner, inner + 2 * states, self.num_heads], -1)
+    past = self.remembered(cache_params)
     x, B, C = _silent(self.filtered(x, cache_params), attention_mask).split([inner, states, states], -1)
     delta = F.softplus(delta.to(high) + self.dt_bias)
     if past is None or n > 1: delta = delta.clamp(*self.time_step_limit)
     x = x.to(high).unflatten(-1, (self.num_heads, self.head_dim))
-    v, sums = (delta.unsqueeze(-1) * x).transpose(1, 2), None if past is None else past.mT.to(high)
+    v = (delta.unsqueeze(-1) * x).transpose(1, 2)
+    sums = None if past is None else past.mT.to(high)
     y = self.stream(self.kernel(delta, B, C), v, cache_params, sums).transpose(1, 2)
     return self.out_proj(self.normed((y + self.D[:, None] * x).flatten(2), z).to(dtype))
 
@@ -140,6 +170,7 @@ def forward(self: Mamba2Case, hidden_states: Tensor, cache_params=None, attentio
 class Unrounded(TorchFunctionMode):
     "Code that rounds float64 to float32 on its way leaves it as it is."
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        "An operation as it is, unless it rounds."
         rounds = func is Tensor.float or (func is Tensor.to and torch.float32 in args)
         return args[0] if rounds and args[0].dtype == torch.float64 else func(*args, **(kwargs or {}))
 
@@ -161,36 +192,45 @@ def _padding(kind: str, B: int, n: int) -> Tensor | None:
     some = torch.randint(0, n, (B, 1))
     return dict(left=torch.arange(n) >= some, right=torch.arange(n) <= some, holes=torch.rand(B, n) > .3)[kind].long()
 
-def _call(choose, layer: nn.Module, hidden: int) -> Drawn:
-    "A layer's call: sizes, mask, rule."
+def _draw_call(choose: Choose, layer: nn.Module, hidden: int) -> Drawn:
+    "The call of a layer: sizes, mask, rule."
     B, n = choose('batch', [1, 2, 3]), choose('n', [1, 2, 3, 5, 17, 40, 40, 110])
     layer = in_double(layer).train(choose('training', [True, False]))
     kwargs = dict(attention_mask=_padding(choose('padding', ['none', 'left', 'right', 'holes']), B, n))
     return Drawn(layer, (tensor(B, n, hidden),), kwargs, choose('rule', ['auto', 'scan', 'dense']))
 
-def _shared(choose) -> dict:
-    "Options of both configurations."
-    return dict(conv_kernel=choose('conv', [2, 3, 4]), use_bias=choose('bias', [True, False]), use_conv_bias=choose('conv_bias', [True, False]),
-                state_size=choose('state', [1, 2, 4]), hidden_act=choose('activation', ['silu', 'gelu']), num_hidden_layers=1)
+def _shared(choose: Choose) -> dict:
+    "Options that the configurations of Mamba and of Mamba-2 have."
+    return dict(conv_kernel=choose('conv', [2, 3, 4]), use_bias=choose('bias', [True, False]),
+                use_conv_bias=choose('conv_bias', [True, False]), state_size=choose('state', [1, 2, 4]),
+                hidden_act=choose('activation', ['silu', 'gelu']), num_hidden_layers=1)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #draw-models
-def _draw_mamba(choose) -> Drawn:
+def _draw_mamba(choose: Choose) -> Drawn:
+    "A mixer of Mamba."
     from transformers.models.mamba.modeling_mamba import MambaConfig, MambaMixer
     hidden = choose('hidden', [4, 6])
-    return _call(choose, MambaMixer(MambaConfig(hidden_size=hidden, time_step_rank=choose('rank', [1, 2]), **_shared(choose)), 0), hidden)
+    config = MambaConfig(hidden_size=hidden, time_step_rank=choose('rank', [1, 2]), **_shared(choose))
+    return _draw_call(choose, MambaMixer(config, 0), hidden)
 
-def _draw_mamba2(choose) -> Drawn:
+def _draw_mamba2(choose: Choose) -> Drawn:
+    "A mixer of Mamba-2."
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Config, Mamba2Mixer
     heads, width, groups = choose('heads', [2, 4]), choose('head_dim', [2, 4]), choose('groups', [1, 2])
-    config = Mamba2Config(hidden_size=heads * width // 2, num_heads=heads, head_dim=width, n_groups=groups, chunk_size=choose('chunk', [2, 8, 64]),
+    config = Mamba2Config(hidden_size=heads * width // 2, num_heads=heads, head_dim=width, n_groups=groups,
+                          chunk_size=choose('chunk', [2, 8, 64]),
                           time_step_limit=choose('limit', [(0., float('inf')), (.3, 1.)]), **_shared(choose))
-    return _call(choose, Mamba2Mixer(config, 0), heads * width // 2)
+    return _draw_call(choose, Mamba2Mixer(config, 0), heads * width // 2)
 
 # %% ../../nbs/special_cases/35_mamba.ipynb #case-list
-def _case(name: str, draw, kernel: str, layer: str) -> Case:
-    return Case(name, family='state space', kernel=f'{kernel}, v = Δx; before it a filter', rules=('scan', 'dense'), cost='O(N · S), S states', draw=draw,
-                constraints='causal; between y and x the function enters through the step sizes only',
-                against=f"transformers {layer}, its own code without rounding to float32", note='Δ, B and C are functions of the filtered input: exact given them')
+def _mamba_case(name: str, draw, kernel: str, layer: str) -> LayerCase:
+    "A row of the table for a mixer of the transformers library."
+    return LayerCase(name, 'state space', f'{kernel}, v = Δx; before it a filter',
+                     'causal; between y and x the function enters through the step sizes only',
+                     ('scan', 'dense'), 'O(N · S), S states',
+                     f'transformers {layer}, its own code without rounding to float32', draw,
+                     'Δ, B and C are functions of the filtered input: exact given them')
 
-CASES = [_case('Mamba', _draw_mamba, 'Σ_r C_r(i) e^{A_r(Δ(j+1) + … + Δ(i))} B_r(j), one per channel', 'MambaMixer'),
-         _case('Mamba-2', _draw_mamba2, 'C(i)·B(j) e^{A(Δ(j+1) + … + Δ(i))}, one per head', 'Mamba2Mixer')]
+CASES = [
+    _mamba_case('Mamba', _draw_mamba, 'Σ_r C_r(i) e^{A_r(Δ(j+1) + … + Δ(i))} B_r(j), one per channel', 'MambaMixer'),
+    _mamba_case('Mamba-2', _draw_mamba2, 'C(i)·B(j) e^{A(Δ(j+1) + … + Δ(i))}, one per head', 'Mamba2Mixer')]

@@ -16,35 +16,32 @@ from ..measure.measure import Measure, per_axis, safe_total
 from ..kernel.stationary import Taps
 from ..kernel.given import Table, Terms, skeleton
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 from .convolution import extended, reading
 
 # %% ../../nbs/special_cases/14_position.ipynb #sizes
-def _sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
+def _spatial_sizes(x: Tensor, ndim: int) -> tuple[int, ...]:
     "S of (B, C, *S) or (C, *S). ValueError for another number of axes."
-    if x.ndim not in (ndim + 1, ndim + 2): raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, C, *S) or (C, *S), {ndim} axes in S')
+    if x.ndim not in (ndim + 1, ndim + 2):
+        raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, C, *S) or (C, *S), {ndim} axes in S')
     return tuple(x.shape[-ndim:])
 
 # %% ../../nbs/special_cases/14_position.ipynb #average
 @converts(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 class AveragePool(SpecialCase):
-    "nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d."
+    "nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d: an indicator of the window, divided by what is in it."
     def __init__(self, layer: nn.Module):
         super().__init__(layer)
         self.ndim = int(type(layer).__name__[-2])
-        for name in ('kernel_size', 'stride', 'padding', 'ceil_mode', 'count_include_pad'): setattr(self, name, getattr(layer, name))
+        for name in ('kernel_size', 'stride', 'padding', 'ceil_mode', 'count_include_pad'):
+            setattr(self, name, getattr(layer, name))
         self.divisor_override = getattr(layer, 'divisor_override', None)
-        self.size, self.steps, self.ends = (per_axis(getattr(self, name), self.ndim, name) for name in ('kernel_size', 'stride', 'padding'))
+        self.size = per_axis(self.kernel_size, self.ndim, 'kernel_size')
+        self.steps = per_axis(self.stride, self.ndim, 'stride')
+        self.ends = per_axis(self.padding, self.ndim, 'padding')
         if self.divisor_override == 0: refuse(layer, 'divisor_override', 0)
-        if any(2 * p > k for p, k in zip(self.ends, self.size)): refuse(layer, 'padding', layer.padding, 'at most half of the window')
-
-    def forward(self, input: Tensor) -> Tensor:
-        "(B, C, *S) or (C, *S) -> the same with other sizes."
-        sizes = _sizes(input, self.ndim)
-        counts = [self.count(n, k, s, p) for n, k, s, p in zip(sizes, self.size, self.steps, self.ends)]
-        if min(counts) < 1: raise ValueError(f'an input of shape {sizes} with padding {self.ends} is smaller than the window {self.size}')
-        y = self.sums(input.reshape(-1, 1, *sizes), self.ends, counts)
-        return (y / self.mass(input, sizes, counts)).reshape(*input.shape[:-self.ndim], *counts)
+        if any(2 * p > k for p, k in zip(self.ends, self.size)):
+            refuse(layer, 'padding', layer.padding, 'at most half of the window')
 
     def count(self, n: int, k: int, s: int, p: int) -> int:
         "Windows along an axis. None begins behind the points and their padding on the left."
@@ -52,23 +49,35 @@ class AveragePool(SpecialCase):
         most = -(-(n + 2 * p - k) // s) + 1
         return most - ((most - 1) * s >= n + p)
 
+# %% ../../nbs/special_cases/14_position.ipynb #average-forward
+@patch
+def forward(self: AveragePool, input: Tensor) -> Tensor:
+    "(B, C, *S) or (C, *S) -> the same with other sizes."
+    sizes = _spatial_sizes(input, self.ndim)
+    counts = [self.count(n, k, s, p) for n, k, s, p in zip(sizes, self.size, self.steps, self.ends)]
+    if min(counts) < 1:
+        raise ValueError(f'an input of shape {sizes} with padding {self.ends} is smaller than the window {self.size}')
+    y = self.sums(input.reshape(-1, 1, *sizes), self.ends, counts)
+    return (y / self.mass(input, sizes, counts)).reshape(*input.shape[:-self.ndim], *counts)
+
 # %% ../../nbs/special_cases/14_position.ipynb #average-parts
 @patch
 def sums(self: AveragePool, x: Tensor, ends, counts) -> Tensor:
     "∫ over each window, (B, 1, *S) -> (B, 1, *S')."
-    origin, missing, rows = zip(*[reading(n, k, 1, s, p, count)
-                                  for n, k, s, p, count in zip(x.shape[2:], self.size, self.steps, ends, counts)])
+    axes = zip(x.shape[2:], self.size, self.steps, ends, counts)
+    origin, missing, rows = zip(*[reading(n, k, 1, s, p, count) for n, k, s, p, count in axes])
     x = extended(x, missing)
     kernel = skeleton(Taps, 1, self.size, origin).given(weight=x.new_ones(1, *self.size))
     return self.mix(kernel, Measure.grid(x.shape[2:]), x.movedim(1, -1), 1, rows).movedim(-1, 1)
 
 @patch
 def mass(self: AveragePool, like: Tensor, sizes, counts) -> Tensor | int:
-    "What a window is divided by."
+    "What a window is divided by: a given number, the points in it, or those and the padding."
     if self.divisor_override is not None: return self.divisor_override
     if not self.count_include_pad: return safe_total(self.sums(like.new_ones(1, 1, *sizes), self.ends, counts))
     if not self.ceil_mode: return math.prod(self.size)
-    return self.sums(like.new_ones(1, 1, *(n + 2 * p for n, p in zip(sizes, self.ends))), (0,) * self.ndim, counts)
+    padded = [n + 2 * p for n, p in zip(sizes, self.ends)]
+    return self.sums(like.new_ones(1, 1, *padded), (0,) * self.ndim, counts)
 
 # %% ../../nbs/special_cases/14_position.ipynb #adaptive
 @converts(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
@@ -81,29 +90,33 @@ class AdaptiveAveragePool(SpecialCase):
 
     def forward(self, input: Tensor) -> Tensor:
         "(B, C, *S) or (C, *S) -> the same with the sizes asked for; None keeps a size."
-        sizes = _sizes(input, self.ndim)
+        sizes = _spatial_sizes(input, self.ndim)
         wanted = [n if m is None else m for n, m in zip(sizes, self.wanted)]
         if set(wanted) == {1}: return self.mean(input, sizes)
         y = input
         for axis, (n, m) in enumerate(zip(sizes, wanted), start=input.ndim - self.ndim):
             if n == m: continue
             v = y.movedim(axis, 0)
-            z = self.integrate(cells(n, m, v).normalise(), Measure.sequence(n), v.flatten(1)[None, None], Measure.sequence(m))
+            kernel = cells(n, m, v).normalise()
+            z = self.integrate(kernel, Measure.sequence(n), v.flatten(1)[None, None], Measure.sequence(m))
             y = z[0, 0].unflatten(-1, v.shape[1:]).movedim(0, axis)
         return y
 
-    def mean(self, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
-        "One output: K = 1, normalised."
-        grid, point = Measure.grid(sizes), Measure.grid((1,) * self.ndim)
-        kernel = Terms(x.new_ones(1, 1, 1, 1), x.new_ones(1, 1, grid.n, 1), positive=True).normalise()
-        v = x.flatten(-self.ndim).mT[(None,) * (self.ndim + 2 - x.ndim)]                                # (B, N, C)
-        return self.integrate(kernel, grid, v.unsqueeze(1), point).reshape(*x.shape[:-self.ndim], *point.shape)
+# %% ../../nbs/special_cases/14_position.ipynb #adaptive-parts
+@patch
+def mean(self: AdaptiveAveragePool, x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    "One output over the whole domain: K = 1, normalised."
+    grid, point = Measure.grid(sizes), Measure.grid((1,) * self.ndim)
+    kernel = Terms(x.new_ones(1, 1, 1, 1), x.new_ones(1, 1, grid.n, 1), positive=True).normalise()
+    v = x.flatten(-self.ndim).mT[(None,) * (self.ndim + 2 - x.ndim)]                                # (B, N, C)
+    return self.integrate(kernel, grid, v.unsqueeze(1), point).reshape(*x.shape[:-self.ndim], *point.shape)
 
 def cells(n: int, m: int, like: Tensor) -> Table:
     "1 where point j of n lies in cell i of m, zero elsewhere."
     i, j = torch.arange(m, device=like.device)[:, None], torch.arange(n, device=like.device)
-    inside = (j >= i * n // m) & (j < -(-(i + 1) * n // m))
-    return Table(torch.zeros(1, 1, m, n, dtype=like.dtype, device=like.device).masked_fill(~inside, -torch.inf), log=True)
+    outside = (j < i * n // m) | (j >= -(-(i + 1) * n // m))
+    log = torch.zeros(1, 1, m, n, dtype=like.dtype, device=like.device).masked_fill(outside, -torch.inf)
+    return Table(log, log=True)
 
 # %% ../../nbs/special_cases/14_position.ipynb #reference
 class TokenMixing(nn.Module):
@@ -123,48 +136,68 @@ class TokenMixingCase(SpecialCase):
     def forward(self, x: Tensor) -> Tensor:
         "(B, N, C) -> (B, N, C)."
         if x.ndim != 3 or x.shape[1] != self.fc1.in_features:
-            raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, {self.fc1.in_features}, C), the positions of the kernel')
-        for linear, act in ((self.fc1, F.gelu), (self.fc2, lambda y: y)):
-            here, there = Measure.sequence(linear.in_features), Measure.sequence(linear.out_features)
-            y = self.integrate(Table(linear.weight[None, None]), here, x[:, None], there).squeeze(1)
-            x = act(y + linear.bias[:, None])
-        return x
+            raise ValueError(f'input of shape {tuple(x.shape)}: expected (B, {self.fc1.in_features}, C), '
+                             'the positions of the kernel')
+        return self.along_points(self.fc2, F.gelu(self.along_points(self.fc1, x)))
+
+    def along_points(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        "A linear map of positions, (B, N, C) -> (B, N', C), as an integral whose kernel is its weight."
+        here, there = Measure.sequence(linear.in_features), Measure.sequence(linear.out_features)
+        y = self.integrate(Table(linear.weight[None, None]), here, x[:, None], there).squeeze(1)
+        return y + linear.bias[:, None]
 
 # %% ../../nbs/special_cases/14_position.ipynb #draw
-def _image(choose: Choose, ndim: int, sizes) -> Tensor:
-    "A batch, or a single element without its axis."
+_AVERAGES = nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d
+_ADAPTIVE_AVERAGES = nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d
+
+def _image(choose: Choose, sizes) -> Tensor:
+    "A batch (B, C, *S), or a single element without its axis."
     batch, channels = choose('batch', [1, 2, 3, None]), choose('channels', [1, 2, 3])
     return tensor(channels, *sizes) if batch is None else tensor(batch, channels, *sizes)
 
 def _draw_average(choose: Choose) -> Drawn:
-    ndim, kwargs = choose('dimensions', [1, 2, 3]), {}
-    each = lambda name, options: tuple(choose(f'{name} {axis}', options) for axis in range(ndim))
-    size, stride = each('window', [1, 2, 3, 4] if ndim < 3 else [1, 2, 3]), each('stride', [1, 2, 3, 5])
-    padding = tuple(choose(f'padding {axis}', list(range(k // 2 + 1))) for axis, k in enumerate(size))
-    if ndim > 1: kwargs['divisor_override'] = choose('divisor', [None, None, 5])
-    layer = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)[ndim - 1](size, stride, padding, ceil_mode=choose('ceil mode', [False, True]),
-                                                                 count_include_pad=choose('padding counts', [False, True]), **kwargs)
+    "A window of 1 to 3 axes, on an input that it fits on."
+    ndim = choose('dimensions', [1, 2, 3])
+    def each(name, options): return tuple(choose(f'{name} {axis}', options) for axis in range(ndim))
+    size = each('window', [1, 2, 3, 4] if ndim < 3 else [1, 2, 3])
+    stride = each('stride', [1, 2, 3, 5])
+    options = dict(padding=tuple(choose(f'padding {axis}', list(range(k // 2 + 1))) for axis, k in enumerate(size)))
+    if ndim > 1: options['divisor_override'] = choose('divisor', [None, None, 5])
+    options['ceil_mode'] = choose('ceil mode', [False, True])
+    options['count_include_pad'] = choose('padding counts', [False, True])
     sizes = each('size', {1: [1, 2, 7, 12, 31, 150], 2: [1, 2, 5, 11], 3: [1, 2, 3, 6]}[ndim])
-    sizes = [max(n, k if ndim == 3 else k - 2 * p) for n, k, p in zip(sizes, size, padding)]           # torch wants a whole window in 3-D
-    return Drawn(layer, (_image(choose, ndim, sizes),), rule=choose('rule', ['dense', 'direct', 'fft']))
+    spare = [0 if ndim == 3 else 2 * p for p in options['padding']]                 # torch wants a whole window in 3-D
+    sizes = [max(n, k - more) for n, k, more in zip(sizes, size, spare)]
+    layer = _AVERAGES[ndim - 1](size, stride, **options)
+    return Drawn(layer, (_image(choose, sizes),), rule=choose('rule', ['dense', 'direct', 'fft']))
 
+# %% ../../nbs/special_cases/14_position.ipynb #draw-adaptive
 def _draw_adaptive(choose: Choose) -> Drawn:
+    "Adaptive or global pooling of 1 to 3 axes."
     ndim, everything = choose('dimensions', [1, 2, 3]), choose('global', [False, True])
-    sizes = [choose(f'size {axis}', {1: [1, 2, 7, 12, 31, 150], 2: [1, 2, 7, 12], 3: [1, 2, 5]}[ndim]) for axis in range(ndim)]
-    wanted = tuple(1 if everything else choose(f'wanted {axis}', [1, 2, 3, 5, 12] + [None] * (ndim > 1)) for axis in range(ndim))
-    layer = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)[ndim - 1](wanted[0] if ndim == 1 or everything else wanted)
-    return Drawn(layer, (_image(choose, ndim, sizes),), rule=choose('rule', ['dense', 'auto']))
+    points = {1: [1, 2, 7, 12, 31, 150], 2: [1, 2, 7, 12], 3: [1, 2, 5]}[ndim]
+    outputs = [1, 2, 3, 5, 12] + [None] * (ndim > 1)
+    sizes = [choose(f'size {axis}', points) for axis in range(ndim)]
+    wanted = 1 if everything else tuple(choose(f'wanted {axis}', outputs) for axis in range(ndim))
+    layer = _ADAPTIVE_AVERAGES[ndim - 1](wanted if everything or ndim > 1 else wanted[0])
+    return Drawn(layer, (_image(choose, sizes),), rule=choose('rule', ['dense', 'auto']))
 
 def _draw_tokens(choose: Choose) -> Drawn:
-    n, layer = choose('tokens', [1, 2, 7, 31, 150]), None
+    "Token mixing of some number of points."
+    n = choose('tokens', [1, 2, 7, 31, 150])
     layer = TokenMixing(n, choose('hidden', [1, 5, 12])).double()
-    return Drawn(layer, (tensor(choose('batch', [1, 2, 3]), n, choose('channels', [1, 3])),), rule=choose('rule', ['dense', 'auto']))
+    x = tensor(choose('batch', [1, 2, 3]), n, choose('channels', [1, 3]))
+    return Drawn(layer, (x,), rule=choose('rule', ['dense', 'auto']))
 
 # %% ../../nbs/special_cases/14_position.ipynb #cases
 CASES = [
-    Case('average pooling', 'positions only', '1 where i − j is within a window, normalised', 'reads no values; local; the same for all channels',
-         ('direct', 'fft', 'dense'), 'N · L', 'nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d', _draw_average, 'Max pooling is not an integral: a limit of kernels that read values.'),
-    Case('adaptive and global pooling', 'positions only', '1 where j is in cell i, normalised', 'reads no values; the same for all channels',
-         ('dense',), 'N · M', 'nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d', _draw_adaptive),
-    Case('token mixing', 'positions only', 'a free table W(i, j), twice', 'reads no values; the same for all channels; one grid', ('dense',),
-         'N²', 'the token mixing of Tolstikhin et al. 2021', _draw_tokens)]
+    LayerCase('average pooling', 'positions only', '1 where i − j is within a window, normalised',
+              'reads no values; local; the same for all channels',
+              ('direct', 'fft', 'dense'), 'N · L', 'nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d', _draw_average,
+              'Max pooling is not an integral: a limit of kernels that read values.'),
+    LayerCase('adaptive and global pooling', 'positions only', '1 where j is in cell i, normalised',
+              'reads no values; the same for all channels', ('dense',), 'N · M',
+              'nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d', _draw_adaptive),
+    LayerCase('token mixing', 'positions only', 'a free table W(i, j), twice',
+              'reads no values; the same for all channels; one grid', ('dense',), 'N²',
+              'the token mixing of Tolstikhin et al. 2021', _draw_tokens)]

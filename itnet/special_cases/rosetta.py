@@ -7,31 +7,53 @@ __all__ = ['cases', 'rosetta', 'planted']
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #imports
 from contextlib import contextmanager
-from . import convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered
+from . import attention
+from . import convolution
+from . import depth
+from . import hub_cases
+from . import linear_attention
+from . import mamba
+from . import position
+from . import recurrence
+from . import scattered
+from . import spectral
+from . import state_space
 from .case import SpecialCase
-from .equality import Case
+from .equality import LayerCase
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #cases
-_FAMILIES = (convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention, hub_cases, scattered)
+_FAMILIES = (convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention,
+             hub_cases, scattered)
 
-def cases() -> list[Case]:
+def cases() -> list[LayerCase]:
     "Every case of every family, in the order of the table."
     return [case for family in _FAMILIES for case in family.CASES]
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #table
+_COLUMNS = {'layer': lambda case, row: case.name, 'kernel': lambda case, row: case.kernel,
+            'constraints': lambda case, row: case.constraints, 'rules': lambda case, row: ', '.join(case.rules),
+            'cost': lambda case, row: case.cost, 'equal to': lambda case, row: case.against,
+            'outputs': lambda case, row: f"{row['output']:.0e}",
+            'gradients': lambda case, row: f"{row['gradient']:.0e}"}
+
 def rosetta(record: dict,
             brief: bool = False          # layers, kernels and errors alone
            ) -> str:
-    "A record of `bench_equality` as Markdown."
-    columns = {'layer': lambda r: r['name'], 'kernel': lambda r: r['kernel'], 'constraints': lambda r: r['constraints'], 'rules': lambda r: ', '.join(r['rules']),
-               'cost': lambda r: r['cost'], 'equal to': lambda r: r['against'], 'outputs': lambda r: f"{r['output']:.0e}", 'gradients': lambda r: f"{r['gradient']:.0e}"}
-    if brief: columns = {name: columns[name] for name in ('layer', 'kernel', 'rules', 'equal to', 'gradients')}
-    lines = ['| ' + ' | '.join(columns) + ' |', '|' + '|'.join('---:' if name in ('outputs', 'gradients') else '---' for name in columns) + '|']
-    lines += ['| ' + ' | '.join(show(r).replace('|', '\\|') for show in columns.values()) + ' |' for r in record['rows']]
-    lines += ['', f"Worst relative error in float64 over {record['count']} configurations of each row: of the outputs, and of the gradient of any input or parameter. "
-                  f"With a millionth of a wrong kernel added, errors are {min(r['planted'] for r in record['rows']):.0e} or more, by row, in the median."]
-    notes = [] if brief else ['', 'Where the claims end:', '', *(f"- **{r['name']}**: {r['note']}" for r in record['rows'] if r['note'])]
-    return '\n'.join(lines + notes)
+    "The cases with the errors of a record of `bench_equality`, as Markdown. KeyError for a row that is no case."
+    named = {case.name: case for case in cases()}
+    rows = [(named[row['name']], row) for row in record['rows']]
+    columns = ('layer', 'kernel', 'rules', 'equal to', 'gradients') if brief else tuple(_COLUMNS)
+    sides = ['---:' if name in ('outputs', 'gradients') else '---' for name in columns]
+    lines = ['| ' + ' | '.join(columns) + ' |', '|' + '|'.join(sides) + '|']
+    for case, row in rows:
+        lines.append('| ' + ' | '.join(_COLUMNS[name](case, row).replace('|', '\\|') for name in columns) + ' |')
+    caught = min(row['planted'] for _, row in rows)
+    lines += ['', f"Worst relative error in float64 over {record['count']} configurations of each row: of the outputs, "
+                  'and of the gradient of any input or parameter. With a millionth of a wrong kernel added, errors are '
+                  f'{caught:.0e} or more, by row, in the median.']
+    if brief: return '\n'.join(lines)
+    lines += ['', 'Where the claims end:', '', *(f'- **{case.name}**: {case.note}' for case, _ in rows if case.note)]
+    return '\n'.join(lines)
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #wrong
 @contextmanager

@@ -10,6 +10,7 @@ __all__ = ['CASES', 'neighbours', 'GraphAttention', 'Additive', 'count_edges', '
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
@@ -19,17 +20,18 @@ from ..kernel.stationary import Stationary
 from ..kernel.content import merge_heads, split_heads
 from ..kernel.given import Table
 from .case import SpecialCase, converts, refuse
-from .equality import Case, Choose, Drawn, tensor
+from .equality import Choose, Drawn, LayerCase, tensor
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #neighbours
-def neighbours(graph: Tensor,      # (N, N) or (B, N, N) bool, [i, j]: i sees j; (2, E) integers, from and to; (N,) integers, groups
+def neighbours(graph: Tensor,      # (N, N) or (B, N, N) bool, [i, j]: i sees j; (2, E) from and to; (N,) groups
                i: int,             # a node
                b: int = 0          # of this element of the batch
               ) -> Tensor:         # (degree,)
     "The nodes that node i sees."
     if graph.ndim == 1: return (graph == graph[i]).nonzero()[:, 0]
-    if graph.dtype == torch.bool: return (graph if graph.ndim == 2 else graph[b % len(graph)])[i].nonzero()[:, 0]
-    return graph[0, graph[1] == i]
+    if graph.dtype != torch.bool: return graph[0, graph[1] == i]
+    adjacency = graph if graph.ndim == 2 else graph[b % len(graph)]
+    return adjacency[i].nonzero()[:, 0]
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #graph-attention
 class GraphAttention(nn.Module):
@@ -46,25 +48,34 @@ class GraphAttention(nn.Module):
         self.heads, self.concat, self.slope, self.dropout = heads, concat, slope, dropout
         self.project = nn.Linear(dim, heads * out, bias=False)
         self.target, self.source = (nn.Parameter(torch.randn(heads, out) / out**.5) for _ in range(2))
-        self.register_parameter('bias', nn.Parameter(torch.zeros(heads * out if concat else out)) if bias else None)
+        width = heads * out if concat else out
+        self.register_parameter('bias', nn.Parameter(torch.zeros(width)) if bias else None)
 
-    def forward(self, x: Tensor,                       # (B, N, dim)
-                graph: Tensor,                         # see `neighbours`
-                mask: Tensor | None = None             # (B, N) bool, nodes that may be seen
-               ) -> Tensor:                            # (B, N, heads · out), or (B, N, out)
-        h = self.project(x).unflatten(-1, (self.heads, -1))                              # (B, N, H, out)
-        to, of = (h * self.target).sum(-1), (h * self.source).sum(-1)                    # a · [W x_i, W x_j], in two parts
-        rows = [self.node(h[b], to[b], of[b], neighbours(graph, i, b), i, None if mask is None else mask[b])
-                for b in range(x.shape[0]) for i in range(x.shape[1])]
-        y = torch.stack(rows).unflatten(0, x.shape[:2])
-        y = y.flatten(2) if self.concat else y.mean(2)
-        return y if self.bias is None else y + self.bias
+# %% ../../nbs/special_cases/55_scattered.ipynb #graph-attention-loop
+@patch
+def forward(self: GraphAttention,
+            x: Tensor,                             # (B, N, dim)
+            graph: Tensor,                         # see `neighbours`
+            mask: Tensor | None = None             # (B, N) bool, nodes that may be seen
+           ) -> Tensor:                            # (B, N, heads · out), or (B, N, out)
+    "Node by node, by the scores a · [W x_i, W x_j] of its neighbours."
+    h = self.project(x).unflatten(-1, (self.heads, -1))                              # (B, N, H, out)
+    to, of = (h * self.target).sum(-1), (h * self.source).sum(-1)                    # a in two parts
+    rows = []
+    for b in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            seen = neighbours(graph, i, b)
+            if mask is not None: seen = seen[mask[b, seen]]
+            rows.append(self.node(h[b], to[b, i], of[b], seen))
+    y = torch.stack(rows).unflatten(0, x.shape[:2])
+    y = y.flatten(2) if self.concat else y.mean(2)
+    return y if self.bias is None else y + self.bias
 
-    def node(self, h, to, of, seen, i, mask):
-        "Output at node i, (H, out)."
-        if mask is not None: seen = seen[mask[seen]]
-        alpha = F.leaky_relu(to[i] + of[seen], self.slope).softmax(0)                    # (degree, H)
-        return (F.dropout(alpha, self.dropout, self.training)[..., None] * h[seen]).sum(0)
+@patch
+def node(self: GraphAttention, h: Tensor, to: Tensor, of: Tensor, seen: Tensor) -> Tensor:
+    "Output at one node, (H, out), of the values and scores of all nodes and its own score."
+    alpha = F.leaky_relu(to + of[seen], self.slope).softmax(0)                       # (degree, H)
+    return (F.dropout(alpha, self.dropout, self.training)[..., None] * h[seen]).sum(0)
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #additive
 class Additive(Kernel):
@@ -77,13 +88,21 @@ class Additive(Kernel):
         super().__init__(s.shape[1], Structure(positive=True, logarithmic=True, position_free=True))
         self.s, self.t, self.slope = s, t, slope
 
-    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return self.s
-    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return self.t
+    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor:
+        "s, at the outputs."
+        return self.s
+
+    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor:
+        "t, at the inputs."
+        return self.t
 
     def log_values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        "leaky_relu(s_i + t_j) of some pairs."
         return F.leaky_relu(pairs.rows(left) + pairs.columns(right).mT, self.slope)
 
-    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor: return self.log_values(pairs, left, right).exp()
+    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        "exp(leaky_relu(s_i + t_j)) of some pairs."
+        return self.log_values(pairs, left, right).exp()
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #count-edges
 def count_edges(graph: Tensor,       # (N, N) or (B, N, N) bool, or (2, E) integers, see `neighbours`
@@ -93,14 +112,17 @@ def count_edges(graph: Tensor,       # (N, N) or (B, N, N) bool, or (2, E) integ
     "How many edges lead from j to i. ValueError for a graph of another form, or another number of nodes."
     if graph.dtype == torch.bool:
         if graph.ndim not in (2, 3) or graph.shape[-2:] != (n, n):
-            raise ValueError(f'adjacency of shape {tuple(graph.shape)} does not fit {n} nodes: expected ({n}, {n}) or (B, {n}, {n})')
+            raise ValueError(f'adjacency of shape {tuple(graph.shape)} does not fit {n} nodes: '
+                             f'expected ({n}, {n}) or (B, {n}, {n})')
         return graph.to(dtype).view(-1, 1, n, n)
     if graph.is_floating_point() or graph.ndim != 2 or len(graph) != 2:
-        raise ValueError(f'a graph of shape {tuple(graph.shape)} and dtype {graph.dtype}: expected bool (N, N) or (B, N, N), integers (2, E) or (N,)')
+        raise ValueError(f'a graph of shape {tuple(graph.shape)} and dtype {graph.dtype}: '
+                         'expected bool (N, N) or (B, N, N), integers (2, E) or (N,)')
     if graph.numel() and not 0 <= graph.min() <= graph.max() < n:
         raise ValueError(f'edges name nodes {graph.min()} to {graph.max()}, and there are {n}')
     source, target = graph
-    return torch.zeros(n, n, dtype=dtype, device=graph.device).index_put((target, source), torch.ones((), dtype=dtype), accumulate=True)[None, None]
+    none, one = torch.zeros(n, n, dtype=dtype, device=graph.device), torch.ones((), dtype=dtype)
+    return none.index_put((target, source), one, accumulate=True)[None, None]
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #graph-case
 @converts(GraphAttention)
@@ -118,7 +140,9 @@ class AttendingNodes(SpecialCase):
         return scores.normalise()
 
     def forward(self, x: Tensor, graph: Tensor, mask: Tensor | None = None) -> Tensor:
-        if self.training and self.dropout: refuse('GraphAttention', 'dropout', self.dropout, 'it cuts edges at random: call eval() first')
+        "(B, N, dim) -> (B, N, heads · out), or (B, N, out); for the form of a graph see `neighbours`."
+        if self.training and self.dropout:
+            refuse('GraphAttention', 'dropout', self.dropout, 'it cuts edges at random: call eval() first')
         h = split_heads(self.project(x), self.heads)
         nodes = Measure.scattered(x.new_zeros(x.shape[1], 1), mask, segments=graph if graph.ndim == 1 else None)
         y = self.integrate(self.kernel(h, graph), nodes, h)
@@ -127,7 +151,10 @@ class AttendingNodes(SpecialCase):
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #point-convolution
 class PointConvolution(nn.Module):
-    "A filter of the distance for every channel, point by point. Source: SchNet (Schütt et al. 2017); cutoff of Behler and Parrinello 2007."
+    """A filter of the distance for every channel, point by point.
+
+    Source: SchNet (Schütt et al. 2017); cutoff of Behler and Parrinello 2007.
+    """
     def __init__(self, dim: int, out: int,
                  channels: int = 16,      # that are filtered
                  cutoff: float = 3.,      # c, where all filters end
@@ -142,26 +169,31 @@ class PointConvolution(nn.Module):
         self.register_buffer('centres', torch.linspace(0, cutoff, gaussians))
 
     def filters(self, r: Tensor) -> Tensor:
-        "(..., ) -> (..., channels)."
+        "The filter of each channel at distances r: (...) -> (..., channels)."
         apart = self.centres[1] - self.centres[0]
         bumps = torch.exp(-((r[..., None] - self.centres) / apart)**2 / 2)
         smooth = torch.where(r < self.cutoff, (1 + torch.cos(torch.pi * r / self.cutoff)) / 2, 0.)
         return self.filter(bumps) * smooth[..., None]
 
-    def forward(self, u: Tensor,                        # (B, N, dim)
-                points: Tensor,                         # (N, p) or (B, N, p)
-                mask: Tensor | None = None,             # (B, N) bool, points that count
-                weight: Tensor | None = None,           # (N,) or (B, N), of each point
-                at: Tensor | None = None                # (M, p) or (B, M, p): where the outputs are; default: at the points
-               ) -> Tensor:                             # (B, M, out)
-        v, rows = self.value(u), []
-        for share in (mask, weight): v = v if share is None else v * share[..., None]
-        for i in range((points if at is None else at).shape[-2]):
-            here = (points if at is None else at)[..., i:i+1, :]
-            W = self.filters((here - points).norm(dim=-1))                              # (B|1, N, channels)
-            if at is None and not self.itself: W = W * (torch.arange(W.shape[-2]) != i)[:, None]
-            rows.append((W * v).sum(1))
-        return self.output(torch.stack(rows, 1))
+# %% ../../nbs/special_cases/55_scattered.ipynb #point-convolution-loop
+@patch
+def forward(self: PointConvolution,
+            u: Tensor,                              # (B, N, dim)
+            points: Tensor,                         # (N, p) or (B, N, p)
+            mask: Tensor | None = None,             # (B, N) bool, points that count
+            weight: Tensor | None = None,           # (N,) or (B, N), of each point
+            at: Tensor | None = None                # (M, p) or (B, M, p): where the outputs are; default: at the points
+           ) -> Tensor:                             # (B, M, out)
+    "Point by point, a sum over all of them."
+    v = self.value(u)
+    for share in (mask, weight):
+        if share is not None: v = v * share[..., None]
+    outputs, rows = points if at is None else at, []
+    for i in range(outputs.shape[-2]):
+        W = self.filters((outputs[..., i:i+1, :] - points).norm(dim=-1))            # (B|1, N, channels)
+        if at is None and not self.itself: W = W * (torch.arange(W.shape[-2]) != i)[:, None]
+        rows.append((W * v).sum(1))
+    return self.output(torch.stack(rows, 1))
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #radial
 class Radial(Stationary):
@@ -175,8 +207,10 @@ class Radial(Stationary):
         self.network, self.centres, self.cutoff = network, centres, cutoff
 
     def of_lag(self, lag: Tensor) -> Tensor:
+        "W at lags (..., p), (H, ...)."
         r = torch.linalg.vector_norm(lag, dim=-1).to(self.centres.dtype)                # its gradient at 0 is 0
-        bumps = (-.5 * ((r.unsqueeze(-1) - self.centres) / (self.centres[1] - self.centres[0])).square()).exp()
+        apart = self.centres[1] - self.centres[0]
+        bumps = (-.5 * ((r.unsqueeze(-1) - self.centres) / apart).square()).exp()
         end = torch.cos(r * (torch.pi / (2 * self.cutoff))).square().masked_fill(r >= self.cutoff, 0)
         return (self.network(bumps) * end.unsqueeze(-1)).movedim(-1, 0)
 
@@ -192,9 +226,12 @@ class ConvolvingPoints(SpecialCase):
         "W(‖x - y‖) within the cutoff, and without a point's own value if so wanted."
         near = Radial(self.filter, self.centres, self.cutoff).restrict(window=self.cutoff, dims=points.dims)
         if self.itself or at is not None: return near
-        return near * Table(1 - torch.eye(points.n, dtype=self.centres.dtype, device=self.centres.device)[None, None])
+        others = 1 - torch.eye(points.n, dtype=self.centres.dtype, device=self.centres.device)
+        return near * Table(others[None, None])
 
-    def forward(self, u: Tensor, points: Tensor, mask: Tensor | None = None, weight: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+    def forward(self, u: Tensor, points: Tensor, mask: Tensor | None = None, weight: Tensor | None = None,
+                at: Tensor | None = None) -> Tensor:
+        "(B, N, dim) at points (N, p) or (B, N, p) -> (B, M, out) at as many others, or at the points."
         measure = Measure.scattered(points, mask, weight)
         at = None if at is None else Measure.scattered(at)
         v = self.value(u).mT.unsqueeze(-1)                                              # (B, channels, N, 1)
@@ -202,34 +239,48 @@ class ConvolvingPoints(SpecialCase):
         return self.output(y.squeeze(-1).mT)
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #draw-graph
+def _draw_edges(choose: Choose, n: int, batch: int) -> Tensor:
+    "A graph in one of the forms that `neighbours` names."
+    form = choose('graph', ['adjacency', 'one per batch', 'edges', 'groups', 'complete'])
+    density = choose('density', [.2, .6])
+    if form == 'adjacency': return torch.rand(n, n) < density
+    if form == 'one per batch': return torch.rand(batch, n, n) < density
+    if form == 'edges': return torch.randint(n, (2, int(density * n * n)))
+    if form == 'groups': return torch.randint(3, (n,))
+    return torch.ones(n, n, dtype=torch.bool)
+
 def _draw_graph(choose: Choose) -> Drawn:
+    "Graph attention on some graph, where some nodes may not be seen."
     n, B, heads = choose('nodes', [1, 2, 5, 13, 19]), choose('batch', [1, 2]), choose('heads', [1, 2, 3])
     layer = GraphAttention(choose('dim', [1, 4]), choose('out', [1, 3]), heads, choose('concat', [True, False]),
                            choose('slope', [.2, .01, 0.]), choose('bias', [True, False])).double()
-    form, edge = choose('graph', ['adjacency', 'one per batch', 'edges', 'groups', 'complete']), choose('density', [.2, .6])
-    graph = {'adjacency': lambda: torch.rand(n, n) < edge, 'one per batch': lambda: torch.rand(B, n, n) < edge,
-             'edges': lambda: torch.randint(n, (2, int(edge * n * n))), 'groups': lambda: torch.randint(3, (n,)),
-             'complete': lambda: torch.ones(n, n, dtype=torch.bool)}[form]()
+    graph = _draw_edges(choose, n, B)
     mask = torch.rand(B, n) < .7 if choose('mask', [True, False]) else None
-    return Drawn(layer, (tensor(B, n, layer.project.in_features), graph), dict(mask=mask), choose('rule', ['auto', 'dense']))
+    x = tensor(B, n, layer.project.in_features)
+    return Drawn(layer, (x, graph), dict(mask=mask), choose('rule', ['auto', 'dense']))
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #draw-points
 def _draw_points(choose: Choose) -> Drawn:
+    "A convolution of points that lie anywhere, with masks, weights, and outputs elsewhere."
     n, B, p = choose('points', [1, 2, 7, 13, 31]), choose('batch', [1, 2, 3]), choose('coordinates', [1, 2, 3])
-    layer = PointConvolution(choose('dim', [1, 3]), choose('out', [1, 2]), choose('channels', [1, 2, 5]), choose('cutoff', [.7, 1.5, 9.]),
-                             choose('gaussians', [2, 5]), 4, choose('itself', [True, False])).double()
-    own, kwargs = choose('points of each', [True, False]), {}
+    layer = PointConvolution(choose('dim', [1, 3]), choose('out', [1, 2]), choose('channels', [1, 2, 5]),
+                             choose('cutoff', [.7, 1.5, 9.]), choose('gaussians', [2, 5]), 4,
+                             choose('itself', [True, False])).double()
+    each, kwargs = [B] * choose('points of each', [True, False]), {}
     if choose('mask', [True, False]): kwargs['mask'] = torch.rand(B, n) < .7
-    if choose('weight', [True, False]): kwargs['weight'] = (torch.rand(B, n, dtype=torch.float64) + .1).requires_grad_()
-    if choose('elsewhere', [True, False]): kwargs['at'] = tensor(*[B] * own, choose('outputs', [1, 4]), p)
-    return Drawn(layer, (tensor(B, n, layer.value.in_features), tensor(*[B] * own, n, p)), kwargs, choose('rule', ['auto', 'dense']))
+    if choose('weight', [True, False]):
+        kwargs['weight'] = (torch.rand(B, n, dtype=torch.float64) + .1).requires_grad_()
+    if choose('elsewhere', [True, False]): kwargs['at'] = tensor(*each, choose('outputs', [1, 4]), p)
+    u, points = tensor(B, n, layer.value.in_features), tensor(*each, n, p)
+    return Drawn(layer, (u, points), kwargs, choose('rule', ['auto', 'dense']))
 
 # %% ../../nbs/special_cases/55_scattered.ipynb #cases
 CASES = [
-    Case('graph attention', 'scattered', 'A(i,j) exp(leaky_relu(s_i + t_j)) / Z_i',
-         'only neighbours, no positions; every node ranks its neighbours alike',
-         ('dense', 'monte_carlo'), 'N²', 'loop over nodes (Veličković et al. 2018)', _draw_graph,
-         'dropout of weights is refused; a sparse graph still costs N²'),
-    Case('point convolution', 'scattered', 'W_c(‖x − y‖)', 'stationary, isotropic, within a cutoff, blind to content',
-         ('dense', 'monte_carlo'), 'N²', 'loop over points (SchNet, Schütt et al. 2017)', _draw_points,
-         'on a grid the same kernel is a convolution, by direct or FFT')]
+    LayerCase('graph attention', 'scattered', 'A(i,j) exp(leaky_relu(s_i + t_j)) / Z_i',
+              'only neighbours, no positions; every node ranks its neighbours alike',
+              ('dense', 'monte_carlo'), 'N²', 'loop over nodes (Veličković et al. 2018)', _draw_graph,
+              'dropout of weights is refused; a sparse graph still costs N²'),
+    LayerCase('point convolution', 'scattered', 'W_c(‖x − y‖)',
+              'stationary, isotropic, within a cutoff, blind to content',
+              ('dense', 'monte_carlo'), 'N²', 'loop over points (SchNet, Schütt et al. 2017)', _draw_points,
+              'on a grid the same kernel is a convolution, by direct or FFT')]

@@ -6,7 +6,11 @@
 __all__ = ['Clock', 'Curve', 'Interrupted', 'StopRun', 'interruptible', 'rng_state', 'set_rng_state', 'Checkpoints', 'Bar']
 
 # %% ../../nbs/training/30_callbacks.ipynb #imports
-import random, signal, threading, time
+import math
+import random
+import signal
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 import lightning as L
@@ -16,18 +20,26 @@ from fastcore.basics import patch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from .tasks import LARGER_IS_BETTER
+from ..data.spec import Metric
 
 # %% ../../nbs/training/30_callbacks.ipynb #clock
 class Clock:
     "Seconds spent between `start` and `stop`, summed; waits for queued GPU work at both"
     def __init__(self): self.seconds, self.since = 0., None
-    def now(self):
+
+    def now(self) -> float:
+        "The time, once the GPU has done what it was given."
         if torch.cuda.is_initialized(): torch.cuda.synchronize()
         return time.perf_counter()
-    def start(self): self.since = self.now()
-    def stop(self):
-        if self.since is not None: self.seconds += self.now() - self.since; self.since = None
+
+    def start(self) -> None:
+        "Count from now on."
+        self.since = self.now()
+
+    def stop(self) -> float:
+        "Count no further; the sum so far."
+        if self.since is not None: self.seconds += self.now() - self.since
+        self.since = None
         return self.seconds
 
 # %% ../../nbs/training/30_callbacks.ipynb #curve
@@ -37,7 +49,9 @@ class Curve(L.Callback):
         self.every, self.clock, self.pending, self.real = every, Clock(), [], 0
         self.seen = {'samples': 0, 'tokens': 0}
         self.train, self.evals, self.begun, self.resumed = [], [], time.perf_counter(), []
-    def total(self): return time.perf_counter() - self.begun
+    def total(self) -> float:
+        "Seconds since the run began, those of its earlier parts included."
+        return time.perf_counter() - self.begun
 
     def state_dict(self):
         self.settle()
@@ -51,6 +65,7 @@ class Curve(L.Callback):
 # %% ../../nbs/training/30_callbacks.ipynb #curve-train
 @patch
 def on_train_start(self: Curve, trainer, task):
+    "Start the clock, and note the step if the run goes on from a checkpoint."
     if trainer.global_step: self.resumed.append(trainer.global_step)
     self.clock.start()
 
@@ -63,16 +78,20 @@ def on_train_batch_end(self: Curve, trainer, task, outputs, batch: dict, batch_i
     self.real = self.real + (positions.numel() if mask is None else mask.sum())
     self.pending.append(outputs['loss'].detach())
     if len(self.pending) == self.every or trainer.global_step == trainer.max_steps:
-        self.train.append([trainer.global_step, torch.stack(self.pending).mean().item()]); self.pending = []
+        self.train.append([trainer.global_step, torch.stack(self.pending).mean().item()])
+        self.pending = []
 
 @patch
 def settle(self: Curve):
     "Add the tokens counted on the device to `seen`"
-    self.seen['tokens'] += int(self.real); self.real = 0
+    self.seen['tokens'] += int(self.real)
+    self.real = 0
 
 # %% ../../nbs/training/30_callbacks.ipynb #curve-eval
 @patch
-def on_validation_start(self: Curve, trainer, task): self.clock.stop()
+def on_validation_start(self: Curve, trainer, task):
+    "Stop the clock: evaluation is no training."
+    self.clock.stop()
 
 @patch
 def on_validation_end(self: Curve, trainer, task):
@@ -82,16 +101,17 @@ def on_validation_end(self: Curve, trainer, task):
     self.evals.append({'step': trainer.global_step, **self.seen, 'seconds': seconds, **task.result})
 
 @patch
-def best(self: Curve, metric: str) -> dict:
-    "The entry with the best validation metric; of equals the one with the smaller loss, then the earlier"
-    sign = -1 if LARGER_IS_BETTER[metric] else 1
-    return min(self.evals, key=lambda e: (sign * e[metric], e['loss']))
+def best(self: Curve, metric: Metric) -> dict:
+    "The entry with the best validation metric, of equals the one of smaller loss, then the earlier. NaN is worst."
+    sign = -1 if metric.larger_is_better else 1
+    return min(self.evals, key=lambda e: (math.isnan(e[metric.name]), sign * e[metric.name], e['loss']))
 
 # %% ../../nbs/training/30_callbacks.ipynb #interrupted
 class Interrupted(KeyboardInterrupt):
     "A run was stopped by a signal and can be resumed from `checkpoint`; `record` is what it had reached."
     def __init__(self, message='', record=None, checkpoint=None):
-        super().__init__(message); self.record, self.checkpoint = record, checkpoint
+        super().__init__(message)
+        self.record, self.checkpoint = record, checkpoint
 
 class StopRun(Exception): "Leave the training loop: the state is saved"
 
@@ -119,7 +139,8 @@ def set_rng_state(state: dict):
     "Restore what `rng_state` saved"
     v, s, g = state['python']
     random.setstate((v, tuple(s), g))
-    name, keys, *rest = state['numpy']; np.random.set_state((name, np.array(keys, dtype='uint32'), *rest))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, np.array(keys, dtype='uint32'), *rest))
     torch.set_rng_state(state['torch'].cpu())
     if state['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all([s.cpu() for s in state['cuda']])
 
@@ -130,29 +151,40 @@ class Checkpoints(L.Callback):
                  folder: Path,      # where checkpoints go
                  recipe: dict,      # the configuration, stored inside
                  curve: Curve,      # knows which evaluation was best
-                 metric: str,       # the validation metric that selects
+                 metric: Metric,    # of the validation split, which selects
                  flag: threading.Event):  # from `interruptible`
         self.folder, self.recipe, self.curve, self.metric = Path(folder), recipe, curve, metric
         self.flag, self.rng = flag, None
 
-    def on_save_checkpoint(self, trainer, task, checkpoint): checkpoint.update(recipe=self.recipe, rng=rng_state())
-    def on_load_checkpoint(self, trainer, task, checkpoint): self.rng = checkpoint['rng']
-    def on_train_start(self, trainer, task):
-        if self.rng: set_rng_state(self.rng); self.rng = None
+    def on_save_checkpoint(self, trainer, task, checkpoint):
+        "Add the recipe and the states of the random generators."
+        checkpoint.update(recipe=self.recipe, rng=rng_state())
 
-    def save(self, trainer, name):
-        "Write beside, then replace: a crash while writing leaves the old file"
-        part = self.folder/f'{name}.part'
-        trainer.save_checkpoint(part); part.replace(self.folder/name)
+    def on_load_checkpoint(self, trainer, task, checkpoint):
+        "Keep the states of the random generators until training starts."
+        self.rng = checkpoint['rng']
+
+    def on_train_start(self, trainer, task):
+        "Restore the random generators of a resumed run."
+        if self.rng: set_rng_state(self.rng)
+        self.rng = None
 
 # %% ../../nbs/training/30_callbacks.ipynb #checkpoints-hooks
+@patch
+def save(self: Checkpoints, trainer, name: str):
+    "Write beside, then replace: a crash while writing leaves the old file"
+    part = self.folder/f'{name}.part'
+    trainer.save_checkpoint(part)
+    part.replace(self.folder/name)
+
 @patch
 def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_idx):
     "Stop here unless an evaluation is about to follow, which stops after it"
     step = trainer.global_step
     if step == trainer.max_steps: trainer.should_stop = True       # evaluate after the last step, whatever the interval
     elif self.flag.is_set() and step % trainer.val_check_interval:
-        self.curve.clock.stop(); self.save(trainer, 'last.ckpt')
+        self.curve.clock.stop()
+        self.save(trainer, 'last.ckpt')
         raise StopRun
 
 @patch
@@ -166,9 +198,13 @@ def on_validation_end(self: Checkpoints, trainer, task):
 # %% ../../nbs/training/30_callbacks.ipynb #bar
 class Bar(ProgressBar):
     "Progress of a run: a rich bar on a terminal, a line per evaluation elsewhere; counts steps, never epochs."
-    def __init__(self, name: str, curve: Curve, metric: str, console: Console | None = None):
+    def __init__(self,
+                 name: str,             # of the recipe
+                 curve: Curve,          # what is shown
+                 metric: Metric,        # of the validation split
+                 console: Console | None = None):
         super().__init__()
-        self.name, self.curve, self.metric = name, curve, metric
+        self.name, self.curve, self.metric = name, curve, metric.name
         self.console, self.bar, self.begun, self.loss = console or Console(), None, None, float('nan')
 
     def line(self, e: dict) -> str:
@@ -177,12 +213,14 @@ class Bar(ProgressBar):
         return f"{self.name}  step {e['step']}  loss {e['loss']:.3f}  {metric}  {e['seconds']:.1f} s"
 
     def status(self) -> str:
+        "The last training loss and the last validation metric in words"
         e = self.curve.evals[-1] if self.curve.evals else None
         return f'loss {self.loss:.3f}' + (f'  {self.metric} {e[self.metric]:.4f}' if e else '')
 
 # %% ../../nbs/training/30_callbacks.ipynb #bar-hooks
 @patch
 def on_train_start(self: Bar, trainer, task):
+    "Put up the bar, on a terminal."
     self.begun = trainer.global_step, time.perf_counter()
     if self.console.is_terminal and not self.console.is_jupyter:
         cols = (TextColumn('{task.description}'), BarColumn(24), MofNCompleteColumn(),
@@ -193,6 +231,7 @@ def on_train_start(self: Bar, trainer, task):
 
 @patch
 def on_train_batch_end(self: Bar, trainer, task, outputs, batch, batch_idx):
+    "Move the bar, at the steps of the curve."
     step = trainer.global_step
     if not self.bar or step % self.curve.every: return
     self.loss = self.curve.train[-1][1] if self.curve.train else self.loss
@@ -203,6 +242,7 @@ def on_train_batch_end(self: Bar, trainer, task, outputs, batch, batch_idx):
 # %% ../../nbs/training/30_callbacks.ipynb #bar-end
 @patch
 def on_validation_end(self: Bar, trainer, task):
+    "Show the evaluation: in the bar, or as a line."
     e = self.curve.evals[-1]
     if self.bar: self.bar.update(self.row, completed=e['step'], status=self.status())
     else: self.console.print(self.line(e), highlight=False, soft_wrap=True)
@@ -210,9 +250,15 @@ def on_validation_end(self: Bar, trainer, task):
 @patch
 def close(self: Bar):
     "Take the bar down, leaving its last state on the screen"
-    if self.bar: self.bar.stop(); self.bar = None
+    if self.bar: self.bar.stop()
+    self.bar = None
 
 @patch
-def on_train_end(self: Bar, trainer, task): self.close()
+def on_train_end(self: Bar, trainer, task):
+    "Take the bar down."
+    self.close()
+
 @patch
-def on_exception(self: Bar, trainer, task, exception): self.close()
+def on_exception(self: Bar, trainer, task, exception):
+    "Take the bar down before the error is shown."
+    self.close()

@@ -6,7 +6,13 @@
 __all__ = ['pick_device', 'cpu_model', 'device_info', 'peak_memory', 'settled']
 
 # %% ../../nbs/training/05_device.ipynb #imports
-import logging, os, platform, re, subprocess, sys, warnings
+import logging
+import os
+import platform
+import re
+import subprocess
+import sys
+import warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +22,7 @@ import torch
 def pick_device(device: str) -> str:
     "`auto` made concrete; raises ValueError when the device is not there"
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if device == 'auto': return 'cuda' if cuda else 'mps' if mps else 'cpu'
+    if device == 'auto': return next(name for name, there in (('cuda', cuda), ('mps', mps), ('cpu', True)) if there)
     kind, _, index = device.partition(':')
     if kind not in ('cpu', 'cuda', 'mps'):
         raise ValueError(f'device {device!r} is unknown: choose auto, cpu, cuda, cuda:<index> or mps')
@@ -63,9 +69,12 @@ def settled(threads: int | None):
     before, log, cudnn = torch.get_num_threads(), logging.getLogger('lightning.pytorch'), torch.backends.cudnn
     state = log.level, cudnn.deterministic, cudnn.benchmark
     if threads: torch.set_num_threads(threads)
-    log.setLevel(logging.ERROR); cudnn.deterministic, cudnn.benchmark = True, False
+    log.setLevel(logging.ERROR)
+    cudnn.deterministic, cudnn.benchmark = True, False
     with warnings.catch_warnings():
         for m in _ADVICE: warnings.filterwarnings('ignore', f'.*{m}')
         try: yield
         finally:
-            torch.set_num_threads(before); log.setLevel(state[0]); cudnn.deterministic, cudnn.benchmark = state[1:]
+            torch.set_num_threads(before)
+            log.setLevel(state[0])
+            cudnn.deterministic, cudnn.benchmark = state[1:]

@@ -4,10 +4,17 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'COLUMNS', 'flatten', 'config_hash', 'package_version', 'versions', 'commit', 'command',
-           'Record', 'begin', 'thin', 'run_name', 'write', 'load', 'read', 'paired', 'summary', 'table']
+           'Record', 'begin', 'thin', 'run_name', 'write', 'read_record', 'read_records', 'paired', 'summary', 'table']
 
 # %% ../../nbs/training/20_ledger.ipynb #imports
-import hashlib, json, os, platform, re, shlex, subprocess, sys
+import hashlib
+import json
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +24,7 @@ import itnet
 from .device import device_info
 
 # %% ../../nbs/training/20_ledger.ipynb #config-hash
-_FREE = ('train.seed', 'train.threads', 'train.device')
+_UNHASHED = ('train.seed', 'train.threads', 'train.device')
 
 def flatten(config: dict, prefix: str = '') -> dict:
     "Nested dicts as one dict with dotted keys"
@@ -30,7 +37,7 @@ def config_hash(
     config: dict   # a recipe as nested plain values
 ) -> str:          # 12 hexadecimal digits
     "Hash of a configuration without its seed, threads and device: equal for runs that repeat one another."
-    flat = {k: v for k, v in flatten(config).items() if k not in _FREE}
+    flat = {k: v for k, v in flatten(config).items() if k not in _UNHASHED}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/20_ledger.ipynb #versions
@@ -70,7 +77,7 @@ SCHEMA = 1
 
 @dataclass
 class Record:
-    "One run. Everything is a plain value; times are seconds, memory is MB, losses are nats per target."
+    "One run. Everything is a plain value; times are seconds, memory is MB, losses are means over targets."
     name: str                                   # recipe
     config: dict                                # the recipe as plain values
     seed: int = 0                               # seed of weights, data order and dropout
@@ -115,7 +122,7 @@ def thin(curve: list, n: int = 200) -> list:
     if len(curve) <= n: return list(curve)
     return [curve[round(i * (len(curve) - 1) / (n - 1))] for i in range(n)]
 
-# %% ../../nbs/training/20_ledger.ipynb #write
+# %% ../../nbs/training/20_ledger.ipynb #run-name
 def _number(v):
     "JSON has no NaN and no infinity: they become null"
     if isinstance(v, dict): return {str(k): _number(x) for k, x in v.items()}
@@ -129,6 +136,7 @@ def run_name(
     "The name of one run as a file name, `<recipe>-s<seed>`."
     return f"{name.replace('/', '-')}-s{seed}"
 
+# %% ../../nbs/training/20_ledger.ipynb #write
 def write(
     record: Record,         # the run
     root='results'          # folder of the experiment; made if missing
@@ -136,19 +144,20 @@ def write(
     "Write a record as `<recipe>-s<seed>.json`, atomically; beside an existing one that is not its own."
     stem, root = run_name(record.name, record.seed), Path(root)
     path = root/f'{stem}.json'
-    if path.exists() and (old := read(path)[0]).config_hash != record.config_hash:
-        path = root/f'{stem}-{record.config_hash}.json'; old = read(path)[0] if path.exists() else None
-    if path.exists() and old.status == 'finished' != record.status:
+    if path.exists() and read_record(path).config_hash != record.config_hash:
+        path = root/f'{stem}-{record.config_hash}.json'
+    if path.exists() and read_record(path).status == 'finished' != record.status:
         path = path.with_name(f'{path.stem}-{record.status}.json')
     root.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f'.{path.name}.{os.getpid()}')
     text = json.dumps(_number(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     part.write_text(text + '\n', encoding='utf-8')
-    part.replace(path); record.path = path                            # not a field: a record holds no path
+    part.replace(path)
+    record.path = path                                                # not a field: a record holds no path
     return path
 
 # %% ../../nbs/training/20_ledger.ipynb #read
-def load(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     "One record; raises ValueError for a file that is not one"
     try: d = json.loads(Path(path).read_text(encoding='utf-8'))
     except json.JSONDecodeError as e: raise ValueError(f'{path} is not a run record: {e}') from None
@@ -156,7 +165,7 @@ def load(path: Path) -> Record:
     if d.get('schema') != SCHEMA: raise ValueError(f"{path} has schema {d.get('schema')}, this version reads {SCHEMA}")
     return Record(**{f.name: d[f.name] for f in fields(Record) if f.name in d})
 
-def read(
+def read_records(
     pattern='results'       # a record, a folder (searched through) or a glob pattern
 ) -> list[Record]:          # ordered by path
     "Run records; raises ValueError naming the pattern when there are none."
@@ -166,7 +175,7 @@ def read(
     else: paths = [f for f in Path(p.anchor or '.').glob(str(p.relative_to(p.anchor))) if f.suffix == '.json']
     if not paths:
         raise ValueError(f'no run records at {pattern!s}: give a folder, or a pattern such as results/demo/*.json')
-    return [load(f) for f in sorted(paths)]
+    return [read_record(f) for f in sorted(paths)]
 
 # %% ../../nbs/training/20_ledger.ipynb #paired
 def paired(
@@ -191,7 +200,8 @@ def _claim(ours: list, theirs: list) -> str:
     m = theirs[0].selection['metric']
     n, d, p = paired({r.seed: r.test[m] for r in ours}, {r.seed: r.test[m] for r in theirs})
     if not n: return 'no common seed'
-    return f'{d:+.4f} (1 seed)' if n == 1 else f'{d:+.4f}, p = {p:.2g}' + (f' (n = {n})' if n <= 3 else '')
+    if n == 1: return f'{d:+.4f} (1 seed)'
+    return f'{d:+.4f}, p = {p:.2g}' + (f' (n = {n})' if n <= 3 else '')
 
 # %% ../../nbs/training/20_ledger.ipynb #summary
 COLUMNS = ('task', 'model', 'metric', 'test', 'validation', 'seeds', 'parameters', 'ms/step', 'ITNet − model')
@@ -208,7 +218,8 @@ def summary(
         names.setdefault(r.name, set()).add(r.config_hash)
     out = []
     for (name, h), rs in sorted(groups.items(), key=lambda g: g[0][0].split('/')[0]):
-        task, _, model = name.partition('/'); m = rs[0].selection['metric']
+        task, _, model = name.partition('/')
+        m = rs[0].selection['metric']
         mine = [g for (n, _), g in groups.items() if n == f'{task}/{ours}']
         ps, ms = sorted({r.parameters['total'] for r in rs}), [r.ms_per_step for r in rs if r.ms_per_step]
         claim = _claim(mine[0], rs) if len(mine) == 1 and model != ours else ''

@@ -7,19 +7,23 @@ __all__ = ['build', 'count_parameters', 'fit', 'evaluate', 'load_model', 'Optim'
            'Interrupted']
 
 # %% ../../nbs/training/40_recipe.ipynb #imports
-import csv, re, shutil, threading
+import csv
+import re
+import shutil
+import threading
 from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from ..data.module import DataModule
+from ..data.spec import Metric
 from .callbacks import Bar, Checkpoints, Curve, Interrupted, StopRun, interruptible
-from .config import Recipe, Train, differences, from_dict, get, names, register
+from .config import Recipe, Train, config_differences, from_dict, get, names, register, register_classes
 from .device import peak_memory, pick_device, settled
 from .ledger import Record, begin, run_name, thin, write
 from .optim import Optim
-from .tasks import LARGER_IS_BETTER, Task
+from .tasks import Task
 
 # %% ../../nbs/training/40_recipe.ipynb #all
 _all_ = ['Optim', 'Recipe', 'Train', 'get', 'names', 'register', 'Interrupted']
@@ -48,15 +52,16 @@ def _trainer(recipe: Recipe, device: str, **kw) -> L.Trainer:
                      num_sanity_val_steps=0, inference_mode=True, **kw)
 
 # %% ../../nbs/training/40_recipe.ipynb #load
-def _load(checkpoint, wanted: Recipe | None) -> dict:
+def _read_checkpoint(checkpoint, wanted: Recipe | None) -> dict:
     "A checkpoint, checked against the recipe that wants it"
-    path = Path(checkpoint); path = path/'last.ckpt' if path.is_dir() else path
+    path = Path(checkpoint)
+    if path.is_dir(): path = path/'last.ckpt'
     if not path.is_file(): raise ValueError(f'no checkpoint at {path}: give a .ckpt file or the folder of a run')
     try: saved = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{path} cannot be read as a checkpoint ({type(e).__name__})') from None
     if not isinstance(saved, dict) or 'recipe' not in saved:
         raise ValueError(f'{path} holds no recipe: it was not written by `itnet train`')
-    if wanted and (diff := differences(saved['recipe'], wanted.to_dict())):
+    if wanted and (diff := config_differences(saved['recipe'], wanted.to_dict())):
         raise ValueError('\n  '.join([f'{path} is a checkpoint of another configuration:', *diff]))
     return {**saved, 'path': path, 'evaluations': len(saved['callbacks']['Curve']['evals'])}
 
@@ -86,7 +91,7 @@ def _loggers(folder: Path, recipe: Recipe, saved: dict | None) -> list:
 # %% ../../nbs/training/40_recipe.ipynb #prepare
 def _prepare(recipe: Recipe, out: Path, resume, quiet: bool, flag):
     "Everything `fit` needs, made in the order in which it can fail"
-    device, saved = pick_device(recipe.train.device), _load(resume, recipe) if resume else None
+    device, saved = pick_device(recipe.train.device), _read_checkpoint(resume, recipe) if resume else None
     L.seed_everything(recipe.train.seed, verbose=False)
     spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, recipe.train.seed)
     task = Task(build(recipe), spec, recipe.optim, recipe.train.steps)
@@ -105,28 +110,34 @@ def _prepare(recipe: Recipe, out: Path, resume, quiet: bool, flag):
     return trainer, task, data, curve, folder, record, saved
 
 # %% ../../nbs/training/40_recipe.ipynb #settle
-def _settle(record: Record, curve: Curve, trainer, metric: str):
+def _settle(record: Record, curve: Curve, trainer, metric: Metric):
     "Write into the record what a run has reached"
     record.steps, seconds = trainer.global_step, curve.clock.stop()
-    curve.settle(); record.samples, record.tokens = curve.seen['samples'], curve.seen['tokens']
+    curve.settle()
+    record.samples, record.tokens = curve.seen['samples'], curve.seen['tokens']
     record.seconds = {'training': round(seconds, 3), 'total': round(curve.total(), 3)}
     record.ms_per_step = round(1000 * seconds / record.steps, 3) if record.steps else None
     record.resumed, record.memory = curve.resumed, peak_memory()
     record.curve, record.train_loss = curve.evals, thin(curve.train)
     if curve.evals:
         best = curve.best(metric)
-        record.selection = {'split': 'validation', 'metric': metric, 'step': best['step'],
-                            'larger_is_better': LARGER_IS_BETTER[metric]}
-        record.validation = {k: best[k] for k in ('loss', metric)}
+        record.selection = {'split': 'validation', 'metric': metric.name, 'step': best['step'],
+                            'larger_is_better': metric.larger_is_better}
+        record.validation = {k: best[k] for k in ('loss', metric.name)}
 
-# %% ../../nbs/training/40_recipe.ipynb #fit
-def _run(trainer, task, data, folder, saved) -> dict[str, float]:
+# %% ../../nbs/training/40_recipe.ipynb #train-and-test
+def _train_and_test(trainer, task, data, folder, saved) -> dict[str, float]:
     "Train to the end, then measure the selected weights on the test split"
     trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
     task.load_state_dict(torch.load(folder/'best.ckpt', map_location='cpu', weights_only=True)['state_dict'])
     trainer.test(task, datamodule=data, verbose=False)
     return dict(task.result)
 
+def _without_paths(error: Exception) -> str:
+    "The first line of an error, as it may stand in a record."
+    return re.sub(r'/[^\s\'":]*/', '', f'{type(error).__name__}: {error}'.splitlines()[0])
+
+# %% ../../nbs/training/40_recipe.ipynb #fit
 def fit(
     recipe: Recipe,         # what to run
     out='runs',             # folder for checkpoints and logs, in `<recipe>-s<seed>/`
@@ -136,19 +147,18 @@ def fit(
 ) -> Record:                # the record, as written
     "Train, select on validation, test once. Raises ValueError before any work, `Interrupted` after Ctrl-C."
     flag = threading.Event()
+    register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
     with settled(recipe.train.threads):
         trainer, task, data, curve, folder, record, saved = _prepare(recipe, out, resume, quiet, flag)
-        metric = recipe.data.spec.metric
         try:
-            with interruptible(flag): record.test = _run(trainer, task, data, folder, saved)
+            with interruptible(flag): record.test = _train_and_test(trainer, task, data, folder, saved)
             record.status = 'finished'
         except (StopRun, KeyboardInterrupt, SystemExit): record.status = 'interrupted'
         except Exception as e:
-            message = f'{type(e).__name__}: {e}'.splitlines()[0]
-            record.status, record.error = 'failed', re.sub(r'/[^\s\'":]*/', '', message)    # without paths
+            record.status, record.error = 'failed', _without_paths(e)
             raise
         finally:
-            _settle(record, curve, trainer, metric)
+            _settle(record, curve, trainer, recipe.data.spec.metric)
             if results is not None: write(record, results)
         if record.status == 'interrupted' or flag.is_set():
             raise Interrupted(f'{recipe.name} stopped at step {record.steps}', record, folder/'last.ckpt')
@@ -158,8 +168,8 @@ def fit(
 def _restore(checkpoint, recipe: Recipe | None = None) -> tuple[Recipe, Task]:
     "Recipe and trained task of a checkpoint"
     path = Path(checkpoint)
-    saved = _load(path/'best.ckpt' if path.is_dir() else path, recipe)
-    recipe = from_dict(saved['recipe'])
+    saved = _read_checkpoint(path/'best.ckpt' if path.is_dir() else path, recipe)
+    recipe = recipe or from_dict(saved['recipe'])
     task = Task(build(recipe), recipe.data.spec, recipe.optim, recipe.train.steps)
     task.load_state_dict(saved['state_dict'])
     return recipe, task
@@ -170,9 +180,9 @@ def evaluate(
     recipe: Recipe | None = None,   # refuse a checkpoint of another configuration
     device: str = 'auto',           # where to evaluate
     threads: int | None = None      # CPU threads
-) -> dict[str, float]:              # loss (nats) and the metric of the data set
-    "Metrics of saved weights. Raises ValueError for what is no checkpoint, or one of another configuration."
-    if split not in ('validation', 'test'): raise ValueError(f"split {split!r} is unknown: choose validation or test")
+) -> dict[str, float]:              # loss and metric of the data set
+    "Metrics of saved weights. ValueError for no checkpoint, one of another configuration or of unknown classes."
+    if split not in ('validation', 'test'): raise ValueError(f'split {split!r} is unknown: choose validation or test')
     device = pick_device(device)
     recipe, task = _restore(checkpoint, recipe)
     with settled(threads):
@@ -182,5 +192,5 @@ def evaluate(
 
 # %% ../../nbs/training/40_recipe.ipynb #load-model
 def load_model(checkpoint) -> nn.Module:
-    "The trained network of a checkpoint (a file, or the folder of a run: its best.ckpt), in evaluation mode, on the CPU."
+    "The trained network of a checkpoint (a file, or a run's folder: its best.ckpt), in evaluation mode, on the CPU."
     return _restore(checkpoint)[1].model.eval()
