@@ -1,5 +1,6 @@
 """Walks over trees of kernels drawn at random, that contain every composition and one that only this file knows."""
 import random
+import re
 
 import pytest
 import torch
@@ -29,8 +30,8 @@ class Square(Wrapped):
     "K(i, j)², a composition that no walk has heard of."
     def __init__(self, kernel: Kernel):
         s = kernel.structure
-        super().__init__(kernel, Structure(stationary=s.stationary, support=s.support, positive=s.positive, logarithmic=s.logarithmic,
-                                           rank=1 if s.stationary else None))
+        super().__init__(kernel, Structure(stationary=s.stationary, rank=1 if s.stationary else None, support=s.support,
+                                           positive=s.positive, logarithmic=s.logarithmic))
 
     def rebuild(self, f): return Square(f(self.kernel))
     def values(self, pairs, left, right): return self.kernel.values(pairs, left, right).square()
@@ -111,7 +112,7 @@ def tree(seed: int) -> tuple[tuple, dict[tuple, Kernel], Kernel]:
         recipe = draw(rng, 4, False)
         leaves = {x: leaf(*x) for x in in_order(recipe)}
         try: kernel = build(recipe, leaves)
-        except ValueError as e: assert 'no lag in common' in str(e) or 'only a positive kernel' in str(e), e       # a sum with a gap
+        except ValueError as e: assert re.search('no lag in common|only a positive kernel', str(e)), e          # a sum with a gap
         else: return recipe, leaves, kernel
 
 
@@ -123,7 +124,8 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def test_every_composition_is_drawn():
     kinds = {type(k) for seed in SEEDS for k in tree(seed)[2].modules()}
-    assert {Product, Sum, Restricted, Normalised, SpectralNormalised, Square, Terms, Taps, Implicit, Exponentials} <= kinds
+    assert {Product, Sum, Restricted, Normalised, SpectralNormalised, Square} <= kinds
+    assert {Terms, Taps, Implicit, Exponentials} <= kinds
 
 
 @pytest.mark.parametrize('seed', SEEDS)
@@ -169,7 +171,7 @@ def test_future_and_kind(seed):
     kernel = tree(seed)[2]
     v = torch.randn(1, H, N, 3, dtype=torch.float64)
     integral = Integral(kernel, LINE, v, v, by_heads=True)
-    assert integral.kind == type(kernel.innermost).__name__ not in ('Normalised', 'Restricted', 'SpectralNormalised', 'Square')
+    assert integral.kind in ('Terms', 'Taps', 'Implicit', 'Exponentials', 'Product', 'Sum')
     ahead, future = kernel.mirrored().matrix(LINE), Future(integral, 2)
     got = future.kernel(kernel)
     if not isinstance(kernel, Normalised):
@@ -187,8 +189,9 @@ def test_exchange_keeps_the_bound():
     kernel = Product(leaf('terms', .3), SpectralNormalised(old, .7, on)).restrict(causal=True)
     got = kernel.exchange(old, new)
     inner = got.kernel.b
-    assert type(got) is Restricted and type(inner) is SpectralNormalised and inner.bound == .7 and inner.on is on and inner.kernel is new
-    assert got.structure.support == CAUSAL and kernel.structure.support == ((0, 4),)           # a support that came from the taps went with them
+    assert type(got) is Restricted and type(inner) is SpectralNormalised
+    assert inner.bound == .7 and inner.on is on and inner.kernel is new
+    assert got.structure.support == CAUSAL and kernel.structure.support == ((0, 4),)      # the support of the taps went with them
     assert spectral_norm(inner, on).allclose(torch.full((H,), .7, dtype=torch.float64))
 
 
@@ -206,7 +209,7 @@ def test_compress_a_spectrally_normalised_part():
     assert fitted_parts(transform.kernel) == [transform.kernel.a, part]
     fit, u = compress(transform, rank=3, measure=48), torch.randn(2, 48, 4, dtype=torch.float64)
     assert fit.transform.kernel.structure.state == 2 * 3 and isinstance(fit.transform.kernel.b, Exponentials)
-    assert fit.error.max() < 1e-6 and torch.allclose(fit.transform(u), transform(u), atol=1e-6)         # the bound is in the amplitudes
+    assert fit.error.max() < 1e-6 and torch.allclose(fit.transform(u), transform(u), atol=1e-6)      # the bound is in the amplitudes
 
 
 def test_a_composition_without_rebuild_says_so():
@@ -215,4 +218,5 @@ def test_a_composition_without_rebuild_says_so():
         def values(self, pairs, left, right): return self.kernel.values(pairs, left, right)
     old = leaf('taps', .1)
     with pytest.raises(NotImplementedError, match='Forgetful .* rebuild'): Forgetful(old).exchange(old, old)
-    with pytest.raises(NotImplementedError, match='Kernel cannot be mirrored'): Normalised(Kernel(2, Structure(positive=True))).mirrored()
+    unknown = Normalised(Kernel(2, Structure(positive=True)))
+    with pytest.raises(NotImplementedError, match='Kernel cannot be mirrored'): unknown.mirrored()

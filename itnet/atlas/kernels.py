@@ -38,11 +38,15 @@ def far_profiles(model: nn.Module,
                  dims: int = 1,
                  spacing: float = 1.0
                 ) -> list[Profile]:           # one per block
-    "κ of the far field of every block. ValueError for a model without blocks, or a far field without a factor of the lag."
+    """κ of the far field of every block.
+
+    ValueError for a model without blocks, or a far field without a factor of the lag.
+    """
     m, found = Measure.grid((reach + 1,) * dims, spacing=spacing), []
     for number, block in enumerate(blocks(model)):
         part = block.far.stationary_part()
-        if part is None: raise ValueError(f'the far field of block {number} has no factor that depends on the lag alone')
+        if part is None:
+            raise ValueError(f'the far field of block {number} has no factor that depends on the lag alone')
         box = intersect(((-reach, reach),) * dims, part.structure.support)
         kappa = part.factors(m, *read(part, m, None), box).kappa.sum(1)
         found.append(Profile(kappa.expand(part.heads, *kappa.shape[1:]), box))
@@ -52,7 +56,10 @@ def far_profiles(model: nn.Module,
 def plot_profiles(profiles: list[Profile],     # one per block
                   title: str = ''
                  ) -> Figure:
-    "One panel per block: curves of κ over the lag, or, on a plane, an image per head. A head of zeros is named as such."
+    """One panel per block.
+
+    Curves of κ over the lag, or, on a plane, an image per head. A head of zeros is named as such.
+    """
     if len(profiles[0].box) == 1: return _plot_lines(profiles, title)
     rows, columns = len(profiles), len(profiles[0].kappa)
     fig, axes = plt.subplots(rows, columns, figsize=(1.2 * columns, 1.3 * rows), squeeze=False)
@@ -95,7 +102,10 @@ def _plot_lines(profiles: list[Profile], title: str) -> Figure:
 # %% ../../nbs/atlas/00_kernels.ipynb #gate
 @torch.no_grad()
 def gate_means(model: nn.Module, *inputs) -> list[Tensor]:
-    "Mean gate of every block and head on some input, each (H,): 1 is far, 0 is near. Blocks without a near field are left out."
+    """Mean gate of every block and head on some input, each (H,).
+
+    1 is far, 0 is near. Blocks without a near field are left out.
+    """
     found = []
     def keep_mean(module, args, y): found.append(y.sigmoid().flatten(0, -2).mean(0))
     hooks = [b.gate.register_forward_hook(keep_mean) for b in blocks(model) if b.gate is not None]

@@ -49,13 +49,16 @@ class Kernel(nn.Module):
     def values(self, pairs: Pairs, left, right) -> Tensor:
         "(B|1, H, T|1, C, M): K on these pairs, zero outside the support. Segments are the caller's concern."
         if not self._own_matrix: raise NotImplementedError(f'{type(self).__name__} defines neither values nor matrix')
-        if pairs.at is not None: raise ValueError(f'{type(self).__name__} defines only its matrix on one measure: define values for outputs elsewhere')
+        if pairs.at is not None:
+            raise ValueError(f'{type(self).__name__} defines only its matrix on one measure: define values for '
+                             'outputs elsewhere')
         return entries(pairs, right)
 
     def log_values(self, pairs: Pairs, left, right) -> Tensor:
         "log K, for kernels whose structure is positive; -∞ outside the support."
         K = self.values(pairs, left, right)
-        return torch.where(K > 0, K, 1.).log().masked_fill(K <= 0, -torch.inf)       # the gradient of log 0 would be NaN
+        # the gradient of log 0 would be NaN
+        return torch.where(K > 0, K, 1.).log().masked_fill(K <= 0, -torch.inf)
 
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         "The separable × stationary form; `box` are the lags wanted of κ."
@@ -70,8 +73,8 @@ class Kernel(nn.Module):
 
     @property
     def only_matrix(self) -> bool:
-        "Whether it, or a kernel it is composed of, is defined by `matrix` alone, so that looking at fewer pairs saves nothing."
-        return self._own_matrix or any(k.only_matrix for k in self.children() if isinstance(k, Kernel))
+        "Whether it, or a part of it, is defined by `matrix` alone, so that looking at fewer pairs saves nothing."
+        return self._own_matrix or any(part.only_matrix for part in self.parts)
 
 def entries(pairs: Pairs,
             matrix: Tensor           # (B|1, H, N, M), all pairs
@@ -111,8 +114,9 @@ def parts(self: Kernel) -> tuple[Kernel, ...]:
 
 @patch
 def rebuild(self: Kernel, f: Callable[[Kernel], Kernel]) -> Kernel:
-    "The same composition of f(part) for each of its parts; a leaf is itself. Every class of compositions defines this."
-    if self.parts: raise NotImplementedError(f'{type(self).__name__} is composed of other kernels, but does not define rebuild')
+    "The kernel composed of f(part) for each of its parts; a leaf is itself. Each class of compositions defines this."
+    if self.parts:
+        raise NotImplementedError(f'{type(self).__name__} is composed of other kernels, but does not define rebuild')
     return self
 
 @patch
@@ -131,8 +135,9 @@ def innermost(self: Kernel) -> Kernel:
 # %% ../../nbs/kernel/10_base.ipynb #walks
 @patch
 def exchange(self: Kernel, old: Kernel, new: Kernel) -> Kernel:
-    "The same composition with `new` wherever `old` is. ValueError if it is nowhere."
-    if all(k is not old for k in self.modules()): raise ValueError(f'{type(self).__name__} is not composed of this {type(old).__name__}')
+    "This kernel with `new` wherever it is composed of `old`. ValueError if it is nowhere."
+    if all(k is not old for k in self.modules()):
+        raise ValueError(f'{type(self).__name__} is not composed of this {type(old).__name__}')
     swap = lambda k: new if k is old else k.rebuild(swap)
     return swap(self)
 
@@ -148,12 +153,14 @@ def stationary_part(self: Kernel) -> Kernel | None:
 
 @patch
 def mirrored(self: Kernel) -> Kernel:
-    """The same kernel for the line read backwards: what it holds for each point in reversed order, functions of the lag as they are.
+    """This kernel for the line read backwards.
 
+    What it holds for each point is in reversed order, and functions of the lag are as they were.
     NotImplementedError for a leaf of which neither is known.
     """
     if self.parts: return self.rebuild(lambda part: part.mirrored())
-    raise NotImplementedError(f'{type(self).__name__} cannot be mirrored: it is neither given point by point nor a function of the lag')
+    raise NotImplementedError(f'{type(self).__name__} cannot be mirrored: it is neither given point by point nor a '
+                              'function of the lag')
 
 # %% ../../nbs/kernel/10_base.ipynb #strips
 TILE = 2**24         # numbers of a matrix that are held at a time
@@ -164,7 +171,8 @@ def strips(kernel: Kernel, measure: Measure, batch: int,
           ) -> list[Pairs]:
     "All rows, in strips that respect `TILE`."
     shape = (at or measure).shape
-    per_row = max(1, batch) * kernel.heads * kernel.work(measure.regular and at is None) * measure.n * ((at or measure).n // shape[0])
+    points = measure.n * ((at or measure).n // shape[0])                      # pairs that a row of the first axis meets
+    per_row = max(1, batch) * kernel.heads * kernel.work(measure.regular and at is None) * points
     size = max(1, min(shape[0], TILE // per_row))
     if size == shape[0]: return [Pairs.all(measure, at)]
     return [Pairs.strip(measure, i, min(size, shape[0] - i), support, at) for i in range(0, shape[0], size)]
@@ -186,9 +194,12 @@ def given(self: Kernel, **tensors: Tensor) -> Kernel:
     new = copy.copy(self)
     new._parameters = dict(self._parameters)
     for name, x in tensors.items():
-        if name not in new._parameters: raise ValueError(f'{type(self).__name__} has no parameter {name!r}: choose from {list(self._parameters)}')
+        if name not in new._parameters:
+            raise ValueError(f'{type(self).__name__} has no parameter {name!r}: choose from {list(self._parameters)}')
         if x.shape != new._parameters[name].shape:
-            raise ValueError(f'{name} of shape {tuple(x.shape)} in place of a parameter of shape {tuple(new._parameters[name].shape)}')
+            raise ValueError(f'{name} of shape {tuple(x.shape)} in place of a parameter of shape '
+                             f'{tuple(new._parameters[name].shape)}')
         del new._parameters[name]
-        new.__dict__[name] = x                                              # not a parameter, even if it is one elsewhere
+        # not a parameter, even if it is one elsewhere
+        new.__dict__[name] = x
     return new

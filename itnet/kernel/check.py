@@ -22,7 +22,8 @@ Promise = tuple[str, Tensor]        # what was promised, and by how much each en
 def _entries(K: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
     "Entries of the matrix K (B, H, N, N) on these pairs, (B, H, T, C, M), and which of the pairs are real."
     number = torch.arange(1., K.shape[-1] + 1, dtype=torch.float64, device=K.device).view(1, 1, -1, 1)
-    i, j = pairs.rows(number).long(), pairs.columns(number).mT.long()                                # 0: outside the grid
+    # 0: outside the grid
+    i, j = pairs.rows(number).long(), pairs.columns(number).mT.long()
     return K[:, :, (i[0, 0] - 1).clamp_min(0), (j[0, 0] - 1).clamp_min(0)], (i > 0) & (j > 0)
 
 def _layouts(kernel: Kernel, measure: Measure, u: Tensor | None, left, right, K: Tensor) -> Iterator[Promise]:
@@ -31,11 +32,13 @@ def _layouts(kernel: Kernel, measure: Measure, u: Tensor | None, left, right, K:
     if type(kernel).matrix is not Kernel.matrix:
         yield 'values that are its matrix', (kernel.matrix(measure, u) - K) * (1 if same is None else same.squeeze(2))
     index = torch.randint(n, (1, n, 5), generator=torch.Generator().manual_seed(0)).to(K.device)
-    layouts = dict(strip=Pairs.strip(measure, rows // 3, rows - rows // 3, support), sample=Pairs.sample(measure, index))
+    layouts = dict(strip=Pairs.strip(measure, rows // 3, rows - rows // 3, support),
+                   sample=Pairs.sample(measure, index))
     if is_finite(support) and measure.regular: layouts['tile'] = Pairs.near(measure, support)
     for name, pairs in layouts.items():
         want, real = _entries(K, pairs)
-        yield f'the same values on a {name} of pairs', ((kernel.values(pairs, left, right) - want) * real).flatten(2)[:, :, None]
+        miss = (kernel.values(pairs, left, right) - want) * real
+        yield f'the same values on a {name} of pairs', miss.flatten(2)[:, :, None]
 
 # %% ../../nbs/kernel/80_check.ipynb #zeros
 def _zeros(kernel: Kernel, measure: Measure, u: Tensor | None, K: Tensor) -> Iterator[Promise]:
@@ -47,9 +50,9 @@ def _zeros(kernel: Kernel, measure: Measure, u: Tensor | None, K: Tensor) -> Ite
     if not s.causal or u is None or n < 2 or not measure.ordered: return
     past = n // 2
     later = torch.cat([u[:, :past], -u[:, past:].flip(1) - 1], 1)
-    yield 'causal', (_matrix(kernel, measure, later) - K)[:, :, :past, :past]
+    yield 'causal', (_every_entry(kernel, measure, later) - K)[:, :, :past, :past]
 
-def _matrix(kernel: Kernel, measure: Measure, u: Tensor | None) -> Tensor:
+def _every_entry(kernel: Kernel, measure: Measure, u: Tensor | None) -> Tensor:
     "All entries, those between segments included, (B|1, H, N, N)."
     return kernel.values(Pairs.all(measure), *read(kernel, measure, u)).squeeze(2)
 
@@ -57,51 +60,66 @@ def _matrix(kernel: Kernel, measure: Measure, u: Tensor | None) -> Tensor:
 def _signs(kernel: Kernel, measure: Measure, left, right, K: Tensor) -> Iterator[Promise]:
     "Equal along lags, positive, an exponential, an exponential of a product."
     s, pairs = kernel.structure, Pairs.all(measure)
-    if s.stationary: yield 'stationary', _spread(K, pairs.lag(K.device).squeeze(1))
+    if s.stationary: yield 'stationary', _range_per_lag(K, pairs.lag(K.device).squeeze(1))
     if not s.positive: return
     yield 'positive', K.clamp_max(0.)
     L = kernel.log_values(pairs, left, right).squeeze(2)
     yield 'positive, with log_values its logarithm', L.exp() - K
     if s.dot and not isinstance(kernel, Normalised): yield 'dot', torch.where(K != 0, (left @ right.mT).exp() - K, 0.)
 
-def _spread(K: Tensor, lag: Tensor) -> Tensor:
+def _range_per_lag(K: Tensor, lag: Tensor) -> Tensor:
     "Largest minus smallest entry of each lag (B|1, N, N, p), at the entries."
     lag, K = lag.expand(len(K), *lag.shape[1:]) if len(lag) == 1 else lag, K.expand(max(len(K), len(lag)), *K.shape[1:])
     _, which = (lag * 2**20).round().flatten(0, 2).unique(dim=0, return_inverse=True)
     x, at = K.movedim(1, 0).flatten(1), which.expand(K.shape[1], -1)
-    most, least = (x.new_zeros(len(x), int(which.max()) + 1).scatter_reduce(1, at, x, how, include_self=False) for how in ('amax', 'amin'))
+    most, least = (x.new_zeros(len(x), int(which.max()) + 1).scatter_reduce(1, at, x, how, include_self=False)
+                   for how in ('amax', 'amin'))
     return (most - least).gather(1, at).unflatten(1, (len(K), *K.shape[2:])).movedim(0, 1)
 
 # %% ../../nbs/kernel/80_check.ipynb #forms
 def _forms(kernel: Kernel, measure: Measure, left, right, K: Tensor) -> Iterator[Promise]:
-    "The separable × stationary form, and the decaying one. ValueError for a number of terms that is not the declared one."
+    """The separable × stationary form, and the decaying one.
+
+    ValueError for a number of terms that is not the declared one.
+    """
     s = kernel.structure
     if s.rank is not None and (measure.regular or s.position_free):
         f = kernel.factors(measure, left, right, lag_box(measure, s.support) if measure.regular else ())
-        if f.rank != s.rank: raise ValueError(f'{type(kernel).__name__} promises rank {s.rank}, but its factors have {f.rank} terms')
-        if s.position_free and f.kappa is not None: raise ValueError(f'{type(kernel).__name__} promises position_free, but its factors have a κ')
+        if f.rank != s.rank:
+            raise ValueError(f'{type(kernel).__name__} promises rank {s.rank}, but its factors have {f.rank} terms')
+        if s.position_free and f.kappa is not None:
+            raise ValueError(f'{type(kernel).__name__} promises position_free, but its factors have a κ')
         one = K.new_ones(1, 1, 1, 1, 1)
-        term = lambda x, axis: one if x is None else x.mT.unsqueeze(axis)                            # (B, H, R, N, 1) or (B, H, R, 1, N)
-        kappa = one if f.kappa is None else Pairs.all(measure).toeplitz(f.kappa.flatten(0, 1), f.box).squeeze(2).unflatten(1, f.kappa.shape[:2])
-        yield f'rank {s.rank}, with these factors', (term(f.phi, -1) * kappa * term(f.psi, -2)).expand(-1, -1, f.rank, -1, -1).sum(2) - K
+        # (B, H, R, N, 1) or (B, H, R, 1, N)
+        term = lambda x, axis: one if x is None else x.mT.unsqueeze(axis)
+        kappa = one
+        if f.kappa is not None:
+            spread = Pairs.all(measure).toeplitz(f.kappa.flatten(0, 1), f.box)
+            kappa = spread.squeeze(2).unflatten(1, f.kappa.shape[:2])
+        terms = (term(f.phi, -1) * kappa * term(f.psi, -2)).expand(-1, -1, f.rank, -1, -1)
+        yield f'rank {s.rank}, with these factors', terms.sum(2) - K
     if s.state is not None and measure.ordered and not isinstance(kernel, Normalised):
         d = kernel.recurrence(measure, left, right)
-        if d.terms != s.state: raise ValueError(f'{type(kernel).__name__} promises a state of {s.state}, but its recurrence has {d.terms} terms')
-        if d.gate is not None: yield 'gates ≤ 0 in its recurrence', d.gate.clamp_min(0.).amax(-1)[:, :, None] * K.abs().max()
+        if d.terms != s.state:
+            raise ValueError(f'{type(kernel).__name__} promises a state of {s.state}, but its recurrence has '
+                             f'{d.terms} terms')
+        if d.gate is not None:
+            yield 'gates ≤ 0 in its recurrence', d.gate.clamp_min(0.).amax(-1)[:, :, None] * K.abs().max()
         yield f'state {s.state}, with this recurrence', (_unrolled(d, K) - K).tril()
 
 def _unrolled(d, K: Tensor) -> Tensor:
     "Σ_s φ_s(i) e^(g_s(j+1) + ... + g_s(i)) ψ_s(j), (B, H, N, N), for j ≤ i."
     one = K.new_ones(1, 1, K.shape[-1], 1)
-    phi, gate, psi = (x.unsqueeze(axis) for x, axis in ((one if d.phi is None else d.phi, 3), ((0 * one if d.gate is None else d.gate).cumsum(2), 3),
-                                                       (one if d.psi is None else d.psi, 2)))       # (B, H, N, 1, S) or (B, H, 1, N, S)
+    phi, psi = (one if x is None else x for x in (d.phi, d.psi))
+    gate = (0 * one if d.gate is None else d.gate).cumsum(2)
+    phi, gate, psi = phi.unsqueeze(3), gate.unsqueeze(3), psi.unsqueeze(2)          # (B, H, N, 1, S) or (B, H, 1, N, S)
     return (phi * (gate - gate.transpose(2, 3)).clamp_max(0.).exp() * psi).expand(-1, -1, -1, -1, d.terms).sum(-1)
 
 # %% ../../nbs/kernel/80_check.ipynb #integral
-def _integral(kernel: Kernel, measure: Measure, K: Tensor) -> Iterator[Promise]:
+def _mass(kernel: Kernel, measure: Measure, K: Tensor) -> Iterator[Promise]:
     if not kernel.structure.normalised: return
     pairs = Pairs.all(measure)
-    w = torch.ones(1, measure.n, dtype=K.dtype, device=K.device) if measure.weight is None else measure.weight.flatten(1).to(K.dtype)
+    w = K.new_ones(1, measure.n) if measure.weight is None else measure.weight.flatten(1).to(K.dtype)
     seen, support = (w != 0)[:, None, None].expand(-1, 1, measure.n, -1), kernel.structure.support
     for inside in (pairs.same(), None if support is None else pairs.inside(support, K.device)):
         if inside is not None: seen = seen & inside.squeeze(2)
@@ -114,29 +132,38 @@ def check_structure(kernel: Kernel,
                     u: Tensor | None = None,             # (B, *S, D) what the kernel reads
                     tolerance: float | None = None       # default: the root of the rounding error of the dtype
                    ) -> dict[str, float]:
-    "Largest relative error of every promise of a kernel. ValueError naming the first that is broken, with the worst entry."
+    """Largest relative error of every promise of a kernel.
+
+    ValueError naming the first that is broken, with the worst entry.
+    """
     name = type(kernel).__name__
     kernel.structure.check(measure)
-    out = {f'inside: {k}': e for k, e in check_structure(kernel.kernel, measure, u, tolerance).items()} if isinstance(kernel, Normalised) else {}
+    inner = check_structure(kernel.kernel, measure, u, tolerance) if isinstance(kernel, Normalised) else {}
+    out = {f'inside: {promise}': e for promise, e in inner.items()}
     left, right = read(kernel, measure, u)
     K, n = kernel.matrix(measure, u), measure.n
     if K.ndim != 4 or (u is not None and len(K) not in (1, len(u))) or tuple(K.shape[1:]) != (kernel.heads, n, n):
         raise ValueError(f'{name} has a matrix of shape {tuple(K.shape)}: expected (B, {kernel.heads}, {n}, {n})')
-    if not torch.isfinite(K).all(): raise ValueError(f'{name} has {int((~torch.isfinite(K)).sum())} entries that are not finite')
-    if not isinstance(kernel, Normalised): K = _matrix(kernel, measure, u)
-    size, bound = K.abs().max().clamp_min(torch.finfo(K.dtype).tiny), torch.finfo(K.dtype).eps ** .5 if tolerance is None else tolerance
+    if not torch.isfinite(K).all():
+        raise ValueError(f'{name} has {int((~torch.isfinite(K)).sum())} entries that are not finite')
+    if not isinstance(kernel, Normalised): K = _every_entry(kernel, measure, u)
+    size = K.abs().max().clamp_min(torch.finfo(K.dtype).tiny)
+    bound = torch.finfo(K.dtype).eps ** .5 if tolerance is None else tolerance
     try:
-        for promise, miss in chain(_layouts(kernel, measure, u, left, right, K), _zeros(kernel, measure, u, K), _signs(kernel, measure, left, right, K),
-                                   _forms(kernel, measure, left, right, K), _integral(kernel, measure, K)):
+        for promise, miss in chain(_layouts(kernel, measure, u, left, right, K), _zeros(kernel, measure, u, K),
+                                   _signs(kernel, measure, left, right, K),
+                                   _forms(kernel, measure, left, right, K), _mass(kernel, measure, K)):
             error = miss.abs().nan_to_num(torch.inf) / size
             if not error.numel(): continue
             out[promise] = error.max().item()
             if not out[promise] <= bound:
-                raise ValueError(f'{name} promises {promise}, but is off by {out[promise]:.1e} of its largest entry{_where(error, n)}')
-    except NotImplementedError as e: raise ValueError(f'the structure of {name} promises what the class does not define: {e}') from None
+                raise ValueError(f'{name} promises {promise}, but is off by {out[promise]:.1e} of its largest '
+                                 f'entry{_worst_place(error, n)}')
+    except NotImplementedError as e:
+        raise ValueError(f'the structure of {name} promises what the class does not define: {e}') from None
     return out
 
-def _where(error: Tensor, n: int) -> str:
+def _worst_place(error: Tensor, n: int) -> str:
     "Head, row and column of the largest error, where it has such."
     _, h, i, j = torch.unravel_index(error.argmax(), error.shape)
     return '' if error.shape[2] == 1 < n else f' at head {h}, row {i}' + f', column {j}' * (error.shape[3] > 1)

@@ -22,7 +22,8 @@ class _Pair(Kernel):
     "Two kernels, composed."
     def __init__(self, a: Kernel, b: Kernel, structure: Structure):
         if a.heads != b.heads and 1 not in (a.heads, b.heads):
-            raise ValueError(f'kernels of {a.heads} and {b.heads} heads cannot be combined: give both the same number, or one a single head')
+            raise ValueError(f'kernels of {a.heads} and {b.heads} heads cannot be combined: give both the same '
+                             'number, or one a single head')
         super().__init__(max(a.heads, b.heads), structure)
         self.a, self.b = a, b
 
@@ -55,7 +56,8 @@ class Sum(_Pair):
 
     def values(self, pairs, left, right): return add(*self.both('values', pairs, left, right))
     def log_values(self, pairs, left, right): return torch.logaddexp(*self.both('log_values', pairs, left, right))
-    def factors(self, measure, left, right, box): return Factors.plus(*self.both('factors', measure, left, right, box), self.heads)
+    def factors(self, measure, left, right, box):
+        return Factors.plus(*self.both('factors', measure, left, right, box), self.heads)
     def recurrence(self, measure, left, right): return Decay.plus(*self.both('recurrence', measure, left, right))
 
 # %% ../../nbs/kernel/15_compose.ipynb #wrapped
@@ -95,7 +97,8 @@ class Restricted(Wrapped):
 def keep(pairs: Pairs, support: Box, K: Tensor, outside: float) -> Tensor:
     "K with `outside` written at the pairs whose lag is not in the support."
     check_axes(support, pairs.measure)
-    if pairs.regular and all(lo <= first and last <= hi for (lo, hi), (first, last) in zip(support, pairs.lags())) and not any(pairs.measure.periodic): return K
+    if pairs.regular and not any(pairs.measure.periodic):
+        if all(lo <= first and last <= hi for (lo, hi), (first, last) in zip(support, pairs.lags())): return K
     return K.masked_fill(~pairs.inside(support, K.device), outside)
 
 # %% ../../nbs/kernel/15_compose.ipynb #restrict
@@ -105,14 +108,16 @@ def restrict(self: Kernel,
              causal: bool = False,                            # keep j ≤ i (one axis only)
              dims: int = 1                                    # axes of the grid, where `window` is one number
             ) -> Kernel:
-    """The kernel on a window of lags, zero elsewhere. ValueError for a negative window, or causality on a 2-D or 3-D grid.
+    """The kernel on a window of lags, zero elsewhere.
 
     Restricting a normalised kernel restricts the integral it is normalised by as well: attention within a window.
+    ValueError for a negative window, or causality on a 2-D or 3-D grid.
     """
     if window is not None:
         window = per_axis(window, len(window) if isinstance(window, (tuple, list)) else dims, 'window')
         if min(window) < 0: raise ValueError(f'window {window} is negative: give the largest |i - j| to keep')
-    if causal and len(window or (0,) * dims) != 1: raise ValueError('causal is defined on one axis; a grid of several has no past')
+    if causal and len(window or (0,) * dims) != 1:
+        raise ValueError('causal is defined on one axis; a grid of several has no past')
     box = tuple((-w, w) for w in window) if window is not None else None
     if causal: box = intersect(box, CAUSAL)
     if box is None: return self
@@ -123,8 +128,10 @@ class Normalised(Wrapped):
     "A positive kernel divided by its integral."
     def __init__(self, kernel: Kernel):
         if not kernel.structure.positive:
-            raise ValueError(f'only a positive kernel can be normalised: {type(kernel).__name__} may change sign, so its integral may vanish')
-        super().__init__(kernel, replace(kernel.structure, stationary=False, rank=None, normalised=True, logarithmic=False))
+            raise ValueError(f'only a positive kernel can be normalised: {type(kernel).__name__} may change sign, so '
+                             'its integral may vanish')
+        promises = dict(stationary=False, rank=None, normalised=True, logarithmic=False)
+        super().__init__(kernel, replace(kernel.structure, **promises))
 
     def rebuild(self, f): return Normalised(f(self.kernel))
     def stationary_part(self): return self.kernel.stationary_part()         # the normaliser is a number per row

@@ -33,16 +33,20 @@ class Projection(nn.Module):
                 ):
         super().__init__()
         self.linear = nn.Linear(dim, out, bias=False)
-        self.taps = Taps(out, (short,) * dims, 0 if causal else None) if short else None
+        origin = 0 if causal else None
+        self.taps = Taps(out, (short,) * dims, origin) if short else None
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
         "(B, *S, dim) -> (B, *S, out). ValueError for a short convolution between scattered points."
         x = self.linear(u)
         if self.taps is None: return x
-        if not measure.regular: raise ValueError('a short convolution needs the neighbours of a grid: build the layer with short=0 for scattered points')
+        if not measure.regular:
+            raise ValueError('a short convolution needs the neighbours of a grid: build the layer with short=0 for '
+                             'scattered points')
         if measure.weight is not None: x = x * measure.mask[..., None]
         weight = self.taps.weight.to(x.dtype)
-        if measure.segments is not None or any(measure.periodic): return x + _shifted_sum(x, weight, self.taps.structure.support, measure)
+        if measure.segments is not None or any(measure.periodic):
+            return x + _shifted_sum(x, weight, self.taps.structure.support, measure)
         return x + direct_conv(x, weight.movedim(0, -1), tuple(-lo for lo, _ in self.taps.structure.support))
 
 def _shifted_sum(x: Tensor, taps: Tensor, box: Box, measure: Measure) -> Tensor:
@@ -80,11 +84,13 @@ class Content(Kernel):
                  context: int | None = None,   # channels of u at the inputs, where it is another function; default: dim
                  **projection                  # short, causal, dims: see `Projection`
                 ):
-        if dim < 1 or rank < 1: raise ValueError(f'channels and features must be at least 1, not dim={dim}, rank={rank}')
+        if dim < 1 or rank < 1:
+            raise ValueError(f'channels and features must be at least 1, not dim={dim}, rank={rank}')
         short, dims = projection.get('short', 0), projection.get('dims', 1)
         super().__init__(heads, replace(structure, grid=True, dims=dims) if short else structure)
         self.key_heads = key_heads or heads
-        if heads % self.key_heads: raise ValueError(f'{heads} heads of queries cannot share {key_heads} heads of keys: choose a divisor')
+        if heads % self.key_heads:
+            raise ValueError(f'{heads} heads of queries cannot share {key_heads} heads of keys: choose a divisor')
         self.query = Projection(dim, heads * rank, **projection)
         self.key = Projection(context or dim, self.key_heads * rank, **projection)
 
@@ -106,7 +112,8 @@ class Content(Kernel):
         dim = projection.linear.in_features
         if u is None: raise ValueError(f'{type(self).__name__} reads the values of u: pass u')
         if u.shape[-1] != dim or tuple(u.shape[1:-1]) != measure.shape:
-            raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, {", ".join(map(str, measure.shape))}, {dim})')
+            raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, '
+                             f'{", ".join(map(str, measure.shape))}, {dim})')
         return projection(u, measure)
 
 # %% ../../nbs/kernel/40_content.ipynb #separable
@@ -119,13 +126,16 @@ class Separable(Content):
                  rank: int = 8,                # R, terms per head
                  positive: bool = True,        # softplus features
                  **content):                   # key_heads, context, short, causal, dims
-        super().__init__(dim, heads, rank, Structure(rank=rank, position_free=True, positive=positive, state=rank), **content)
+        super().__init__(dim, heads, rank, Structure(rank=rank, position_free=True, positive=positive, state=rank),
+                         **content)
 
     def features(self, x: Tensor) -> Tensor: return F.softplus(x) if self.structure.positive else x
 
-    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor: return pairs.rows(left) @ pairs.columns(right).mT
+    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        return pairs.rows(left) @ pairs.columns(right).mT
 
-    def factors(self, measure: Measure, left: Tensor, right: Tensor, box: Box) -> Factors: return Factors(left, None, right, box)
+    def factors(self, measure: Measure, left: Tensor, right: Tensor, box: Box) -> Factors:
+        return Factors(left, None, right, box)
 
     def recurrence(self, measure: Measure, left: Tensor, right: Tensor) -> Decay: return Decay(left, None, right)
 
@@ -151,7 +161,8 @@ class ExpDot(Content):
                  rank: int | None = None,      # features of a query or key; default dim / heads
                  rotary: bool = False,         # rotate them by their position
                  **content):                   # key_heads, context, short, causal, dims
-        if rank is None and dim % heads: raise ValueError(f'{dim} channels cannot be split into {heads} heads: give rank')
+        if rank is None and dim % heads:
+            raise ValueError(f'{dim} channels cannot be split into {heads} heads: give rank')
         rank = rank or dim // heads
         if rotary and rank % 2: raise ValueError(f'{rank} features cannot be rotated in pairs: choose an even rank')
         super().__init__(dim, heads, rank, Structure(positive=True, logarithmic=True, dot=True), **content)
@@ -165,9 +176,11 @@ class ExpDot(Content):
         k = super().right(measure, u)
         return rotary(k, measure) if self.rotary else k
 
-    def log_values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor: return pairs.rows(left) @ pairs.columns(right).mT
+    def log_values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        return pairs.rows(left) @ pairs.columns(right).mT
 
-    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor: return self.log_values(pairs, left, right).exp()
+    def values(self, pairs: Pairs, left: Tensor, right: Tensor) -> Tensor:
+        return self.log_values(pairs, left, right).exp()
 
 # %% ../../nbs/kernel/40_content.ipynb #softmax
 def Softmax(dim: int, heads: int,

@@ -17,14 +17,18 @@ from .content import ExpDot, Separable
 from .selective import Selective
 
 # %% ../../nbs/kernel/70_given.ipynb #fits
-def _fits(x: Tensor, measure: Measure, name: str) -> Tensor:
+def _on_points(x: Tensor, measure: Measure, name: str) -> Tensor:
     "x (B, H, N, ·), if N is the number of points; else ValueError."
-    if x.shape[2] != measure.n: raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit a measure of {measure.n} points: expected (B, H, {measure.n}, ·)')
+    if x.shape[2] != measure.n:
+        raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit a measure of {measure.n} points: expected '
+                         f'(B, H, {measure.n}, ·)')
     return x
 
 def _heads(x: Tensor, heads: int, name: str) -> Tensor:
     "x (B, h, N, ·) with h shared by groups of heads; ValueError if h does not divide them."
-    if x.ndim != 4 or heads % x.shape[1]: raise ValueError(f'{name} of shape {tuple(x.shape)} do not fit {heads} heads: expected (B, h, N, ·) with h a divisor')
+    if x.ndim != 4 or heads % x.shape[1]:
+        raise ValueError(f'{name} of shape {tuple(x.shape)} do not fit {heads} heads: expected (B, h, N, ·) with h a '
+                         'divisor')
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 # %% ../../nbs/kernel/70_given.ipynb #scores
@@ -37,8 +41,8 @@ class Scores(ExpDot):
         Kernel.__init__(self, q.shape[1], Structure(positive=True, logarithmic=True, dot=True))
         self.q, self.k = q, _heads(k, q.shape[1], 'keys')
 
-    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.q, measure, 'q')
-    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.k, measure, 'k')
+    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.q, measure, 'q')
+    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.k, measure, 'k')
     def mirrored(self): return Scores(self.q.flip(2), self.k.flip(2))
 
 # %% ../../nbs/kernel/70_given.ipynb #terms
@@ -53,13 +57,16 @@ class Terms(Separable):
         Kernel.__init__(self, phi.shape[1], Structure(rank=rank, position_free=True, positive=positive, state=rank))
         self.phi, self.psi = phi, _heads(psi, phi.shape[1], 'features ψ')
 
-    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.phi, measure, 'φ')
-    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.psi, measure, 'ψ')
+    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.phi, measure, 'φ')
+    def right(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.psi, measure, 'ψ')
     def mirrored(self): return Terms(self.phi.flip(2), self.psi.flip(2), self.structure.positive)
 
 # %% ../../nbs/kernel/70_given.ipynb #gates
 class Gates(Selective):
-    "Σ_r φ_r(i) e^{w g_r(j+1) + ... + w g_r(i)} ψ_r(j) for j ≤ i. ValueError, when it is integrated, unless points are a line in order."
+    """Σ_r φ_r(i) e^{w g_r(j+1) + ... + w g_r(i)} ψ_r(j) for j ≤ i.
+
+    ValueError, when it is integrated, unless points are a line in order.
+    """
     def __init__(self,
                  phi: Tensor,                # (B|1, H, N, R)
                  gate: Tensor,               # (B|1, h, N, R|1), logarithms, ≤ 0; h divides H
@@ -68,13 +75,15 @@ class Gates(Selective):
                 ):
         heads, rank = phi.shape[1], phi.shape[-1]
         Kernel.__init__(self, heads, Structure(support=CAUSAL, positive=positive, state=rank, ordered=True, fixed=True))
-        if gate.shape[-1] not in (1, rank): raise ValueError(f'gates of shape {tuple(gate.shape)} do not fit {rank} features: expected 1 or {rank} per head')
+        if gate.shape[-1] not in (1, rank):
+            raise ValueError(f'gates of shape {tuple(gate.shape)} do not fit {rank} features: expected 1 or {rank} '
+                             'per head')
         self.phi, self.gate, self.psi = phi, _heads(gate, heads, 'gates'), _heads(psi, heads, 'features ψ')
         self.gates, self.rank = 'head' if gate.shape[-1] == 1 else 'feature', rank
 
-    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _fits(self.phi, measure, 'φ')
+    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.phi, measure, 'φ')
     def right(self, measure: Measure, u: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.gated(measure, _fits(self.psi, measure, 'ψ'), _fits(self.gate, measure, 'gates'))
+        return self.gated(measure, _on_points(self.psi, measure, 'ψ'), _on_points(self.gate, measure, 'gates'))
     def mirrored(self): return Gates(self.phi.flip(2), self.gate.flip(2), self.psi.flip(2), self.structure.positive)
 
 # %% ../../nbs/kernel/70_given.ipynb #table
@@ -89,12 +98,14 @@ class Table(Kernel):
         self.table = values
 
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor:
-        if self.table.shape[-1] != measure.n: raise ValueError(f'a table of shape {tuple(self.table.shape)} does not fit {measure.n} inputs')
+        if self.table.shape[-1] != measure.n:
+            raise ValueError(f'a table of shape {tuple(self.table.shape)} does not fit {measure.n} inputs')
         return self.table
 
     def _entries(self, pairs: Pairs, table: Tensor) -> Tensor:
         rows = (pairs.at or pairs.measure).n
-        if table.shape[-2] != rows: raise ValueError(f'a table of shape {tuple(table.shape)} does not fit {rows} outputs')
+        if table.shape[-2] != rows:
+            raise ValueError(f'a table of shape {tuple(table.shape)} does not fit {rows} outputs')
         return entries(pairs, table)
 
     def values(self, pairs: Pairs, left, right: Tensor) -> Tensor:

@@ -23,7 +23,8 @@ from .stationary import _capped, _fourier_frequencies, lag_grid
 class Pairwise(Kernel):
     """K(x, y, u(x), u(y)) as a small network, the same function of positions at every resolution.
 
-    Its Fourier features have wavelengths from 2 (extent / 8 if extent ≤ 1) to 2·extent, and are not periodic on periodic axes.
+    Its Fourier features have wavelengths from 2 (extent / 8 if extent ≤ 1) to 2·extent,
+    and are not periodic on periodic axes.
     """
     def __init__(self,
                  dim: int,                     # channels of u
@@ -38,11 +39,13 @@ class Pairwise(Kernel):
                 ):
         if not 0 < extent < math.inf: raise ValueError(f'extent must be a positive distance, not {extent}')
         if min(dim, width, frequencies, rank, dims) < 1:
-            raise ValueError(f'dim={dim}, width={width}, frequencies={frequencies}, rank={rank} and dims={dims} must be at least 1')
+            raise ValueError(f'dim={dim}, width={width}, frequencies={frequencies}, rank={rank} and dims={dims} must '
+                             'be at least 1')
         super().__init__(heads, Structure(positive=positive, logarithmic=positive, dims=dims))
         self.extent = float(extent)
         finest = 1. if extent > 1 else extent / 16
-        self.register_buffer('omega', (_fourier_frequencies(frequencies, extent / finest, dims) / finest).to(torch.get_default_dtype()))
+        omega = _fourier_frequencies(frequencies, extent / finest, dims) / finest
+        self.register_buffer('omega', omega.to(torch.get_default_dtype()))
         self.at_x, self.at_y = nn.Linear(dim, width + rank), nn.Linear(context or dim, width + rank, bias=False)
         self.product = nn.Linear(rank, width, bias=False)
         self.lag = nn.Linear(2 * frequencies + dims + 1, width, bias=False)
@@ -56,22 +59,26 @@ class Pairwise(Kernel):
 
 # %% ../../nbs/kernel/50_pairwise.ipynb #points
 @patch
-def left(self: Pairwise, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor]: return self._at_points(self.at_x, measure, u)
+def left(self: Pairwise, measure: Measure, u: Tensor) -> tuple[Tensor, Tensor]:
+    return self._at_points(self.at_x, measure, u)
 
 @patch
 def right(self: Pairwise, measure: Measure, u: Tensor) -> tuple[Tensor, ...]:
-    "The same for the inputs, and on a grid hidden units (1, width, *L) at every lag."
+    "Hidden units and features of the inputs, and on a grid hidden units (1, width, *L) at every lag."
     at_points = self._at_points(self.at_y, measure, u)
-    return (*at_points, self._of_lag(lag_grid(lag_box(measure), measure.spacing, self.omega.device))[None] if measure.regular else None)
+    if not measure.regular: return *at_points, None
+    return *at_points, self._of_lag(lag_grid(lag_box(measure), measure.spacing, self.omega.device))[None]
 
 @patch
 def _at_points(self: Pairwise, layer: nn.Linear, measure: Measure, u: Tensor | None) -> tuple[Tensor, Tensor]:
     "Hidden units (B, width, N, 1) and features (B, rank, N, 1). ValueError if u or the positions do not fit."
     if u is None: raise ValueError('Pairwise reads the values of u: pass u')
     if u.shape[-1] != layer.in_features or tuple(u.shape[1:-1]) != measure.shape:
-        raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, {", ".join(map(str, measure.shape))}, {layer.in_features})')
+        raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, '
+                         f'{", ".join(map(str, measure.shape))}, {layer.in_features})')
     if measure.dims != self.omega.shape[1]:
-        raise ValueError(f'a Pairwise kernel of dims={self.omega.shape[1]} does not fit points of {measure.dims} coordinates: give dims={measure.dims}')
+        raise ValueError(f'a Pairwise kernel of dims={self.omega.shape[1]} does not fit points of {measure.dims} '
+                         f'coordinates: give dims={measure.dims}')
     return layer(u.flatten(1, -2)).mT.unsqueeze(-1).split([self.hidden.in_features, self.product.in_features], 1)
 
 # %% ../../nbs/kernel/50_pairwise.ipynb #values
@@ -79,11 +86,12 @@ def _at_points(self: Pairwise, layer: nn.Linear, measure: Measure, u: Tensor | N
 def _of_lag(self: Pairwise, lag: Tensor) -> Tensor:
     "The lag's part of the first layer at lags (..., p), as (width, ...)."
     d = lag.to(self.omega.dtype)
-    angle = (d[..., None, :] * self.omega).sum(-1)            # not a matrix product, which autocast would round: phases are large
+    # not a matrix product, which autocast would round: phases are large
+    angle = (d[..., None, :] * self.omega).sum(-1)
     d = d / self.extent
     return self.lag(torch.cat([d, d.square().sum(-1, keepdim=True), angle.sin(), angle.cos()], -1)).movedim(-1, 0)
 
-def _mix(layer: nn.Linear, x: Tensor) -> Tensor:
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     "A linear layer along axis 1 of (B, features, ...)."
     y = layer.weight @ x.flatten(2)
     return (y if layer.bias is None else y + layer.bias[:, None]).unflatten(2, x.shape[2:])
@@ -94,8 +102,8 @@ def _network(self: Pairwise, pairs: Pairs, left, right) -> Tensor:
     (a, q), (b, k, lag) = left, right
     if pairs.regular: lag = pairs.toeplitz(lag[0], lag_box(pairs.measure))
     else: lag = self._of_lag(pairs.lag(self.omega.device)).movedim(0, 1)
-    x = pairs.rows(a) + pairs.columns(b).mT + _mix(self.product, pairs.rows(q) * pairs.columns(k).mT) + lag
-    return _mix(self.out, F.gelu(_mix(self.hidden, F.gelu(x))))
+    x = pairs.rows(a) + pairs.columns(b).mT + _linear(self.product, pairs.rows(q) * pairs.columns(k).mT) + lag
+    return _linear(self.out, F.gelu(_linear(self.hidden, F.gelu(x))))
 
 # %% ../../nbs/kernel/50_pairwise.ipynb #positive
 @patch

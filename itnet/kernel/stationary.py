@@ -26,13 +26,15 @@ class Stationary(Kernel):
 
     def of_lag(self, lag: Tensor) -> Tensor:
         "κ at lags (..., p), as (H, ...)."
-        raise ValueError(f'{type(self).__name__} is defined at the steps of one grid only: choose another kernel for scattered points or outputs elsewhere')
+        raise ValueError(f'{type(self).__name__} is defined at the steps of one grid only: choose another kernel for '
+                         'scattered points or outputs elsewhere')
 
     def filter(self, box: Box, spacing: tuple[float, ...]) -> Tensor:
         "κ at every lag of `box`, (H, *L)."
         return self.of_lag(lag_grid(box, spacing, self._device))
 
-    def work(self, regular): return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
+    def work(self, regular):
+        return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
 
     def mirrored(self): return self
 
@@ -63,15 +65,18 @@ class Stationary(Kernel):
 
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         make = lambda: self._on_lags(measure, right, box)
-        return Factors(None, kept(('kappa', measure.shape, measure.spacing, measure.periodic, box), (self, *self.parameters()), make), None, box)
+        where = 'kappa', measure.shape, measure.spacing, measure.periodic, box
+        return Factors(None, kept(where, (self, *self.parameters()), make), None, box)
 
     def _on_lags(self, measure: Measure, right: Tensor | None, box: Box) -> Tensor:
         "κ on the lags of `box`, (H, 1, *L)."
         support = self.structure.support
         there = lag_box(measure, support)
-        if any(measure.periodic) and is_finite(support):                                     # lags may wrap
-            return on_box(self.filter(support, measure.spacing), support, box, measure).unsqueeze(1)
-        if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)): return self.filter(box, measure.spacing).unsqueeze(1)
+        if any(measure.periodic):                   # lags may wrap; of an infinite support, each to its nearest
+            have = support if is_finite(support) else there
+            return on_box(self.filter(have, measure.spacing), have, box, measure).unsqueeze(1)
+        if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)):
+            return self.filter(box, measure.spacing).unsqueeze(1)
         some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already
         return self.kappa(right[(0, slice(None), slice(None), *some)])
 
@@ -97,12 +102,15 @@ class Taps(Stationary):
         size = per_axis(size, len(size) if isinstance(size, (tuple, list)) else dims, 'size')
         if min(size) < 1: raise ValueError(f'a filter needs at least one tap along each axis, not {size}')
         origin = tuple((n - 1) // 2 for n in size) if origin is None else per_axis(origin, len(size), 'origin')
-        if any(not 0 <= o < n for o, n in zip(origin, size)): raise ValueError(f'origin {origin} lies outside {size} taps')
+        if any(not 0 <= o < n for o, n in zip(origin, size)):
+            raise ValueError(f'origin {origin} lies outside {size} taps')
         dilation = per_axis(dilation, len(size), 'dilation')
         if min(dilation) < 1: raise ValueError(f'dilation {dilation} must be at least 1')
-        if positive and max(dilation) > 1: raise ValueError('a dilated filter is zero between its taps, so it cannot be positive: use dilation 1')
+        if positive and max(dilation) > 1:
+            raise ValueError('a dilated filter is zero between its taps, so it cannot be positive: use dilation 1')
         support = tuple((-o * d, (n - 1 - o) * d) for n, o, d in zip(size, origin, dilation))
-        super().__init__(heads, Structure(stationary=True, rank=1, support=support, positive=positive, grid=True, fixed=True))
+        structure = Structure(stationary=True, rank=1, support=support, positive=positive, grid=True, fixed=True)
+        super().__init__(heads, structure)
         bound = 0 if positive else 1 / math.sqrt(math.prod(size))
         self.weight, self.dilation = nn.Parameter(torch.empty(heads, *size).uniform_(-bound, bound)), dilation
 
@@ -110,7 +118,8 @@ class Taps(Stationary):
 @patch
 def filter(self: Taps, box: Box, spacing: tuple[float, ...]) -> Tensor:
     taps = self.weight.exp() if self.structure.positive else self._dilated()
-    return on_box(taps, self.structure.support, box, Measure(box))             # a measure without periodic axes: cut and fill
+    # a measure without periodic axes: cut and fill
+    return on_box(taps, self.structure.support, box, Measure(box))
 
 @patch
 def _dilated(self: Taps) -> Tensor:
@@ -129,13 +138,19 @@ def log_values(self: Taps, pairs: Pairs, left, right) -> Tensor:
 # %% ../../nbs/kernel/30_stationary.ipynb #fourier
 def _spaced(extent: float, count: int) -> Tensor:
     "`count` lengths from 1 (or `extent`, if that is less) to `extent`, geometrically spaced; a single one is `extent`."
-    return extent ** torch.linspace(0 if extent > 1 else 1, 1, count) if count > 1 else torch.tensor([float(extent)])
+    if count == 1: return torch.tensor([float(extent)])
+    return extent ** torch.linspace(0 if extent > 1 else 1, 1, count)
 
 def _fourier_frequencies(count: int, extent: float, dims: int, seed: int = 0) -> Tensor:
-    "(count, dims) angular frequencies: wavelengths 2 to 2·extent, geometrically spaced; in 2-D and 3-D random directions."
+    """(count, dims) angular frequencies.
+
+    Wavelengths 2 to 2·extent, geometrically spaced; in 2-D and 3-D random directions.
+    """
     wavelength = 2 * _spaced(extent, count).double()
     direction = torch.ones(count, 1, dtype=torch.float64)
-    if dims > 1: direction = F.normalize(torch.randn(count, dims, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    if dims > 1:
+        generator = torch.Generator().manual_seed(seed)
+        direction = F.normalize(torch.randn(count, dims, generator=generator, dtype=torch.float64), dim=-1)
     return 2 * math.pi / wavelength[:, None] * direction
 
 # %% ../../nbs/kernel/30_stationary.ipynb #implicit
@@ -156,7 +171,8 @@ class Implicit(Stationary):
         super().__init__(heads, Structure(stationary=True, rank=1, positive=positive, dims=dims))
         self.register_buffer('omega', _fourier_frequencies(frequencies, extent, dims).to(torch.get_default_dtype()))
         self.net = nn.Sequential(nn.Linear(2 * frequencies, width), nn.GELU(), nn.Linear(width, heads))
-        self.decay = nn.Parameter(_spaced(extent, heads).reciprocal().expm1().log())           # a = softplus(decay) = 1 / reach
+        # a = softplus(decay) = 1 / reach
+        self.decay = nn.Parameter(_spaced(extent, heads).reciprocal().expm1().log())
         if positive: nn.init.zeros_(self.net[-1].bias)
 
 # %% ../../nbs/kernel/30_stationary.ipynb #implicit-filter
@@ -168,9 +184,11 @@ def _capped(x: Tensor) -> Tensor: return _CAP * (x / _CAP).tanh()
 def _profile(self: Implicit, lag: Tensor) -> tuple[Tensor, Tensor]:
     "Network output and window exponent at lags (..., p), each (H, ...)."
     if lag.shape[-1] != self.omega.shape[1]:
-        raise ValueError(f'an Implicit kernel of {self.omega.shape[1]} axes cannot be used on points of {lag.shape[-1]} coordinates')
+        raise ValueError(f'an Implicit kernel of {self.omega.shape[1]} axes cannot be used on points of '
+                         f'{lag.shape[-1]} coordinates')
     lag = lag.to(self.omega.dtype)
-    angle = (lag[..., None, :] * self.omega).sum(-1)      # not a matrix product, which autocast would round: phases are large
+    # not a matrix product, which autocast would round: phases are large
+    angle = (lag[..., None, :] * self.omega).sum(-1)
     f = self.net(torch.cat([angle.sin(), angle.cos()], -1)).movedim(-1, 0)
     if self.structure.positive: f = _capped(f)
     return f, -F.softplus(self.decay).view(-1, *[1] * (lag.ndim - 1)) * _norm(lag)
@@ -217,9 +235,11 @@ class Exponentials(Stationary):
                 ):
         if extent <= 0: raise ValueError(f'extent must be positive, not {extent}')
         if modes < 1: raise ValueError(f'at least one mode is needed, not {modes}')
-        super().__init__(heads, Structure(stationary=True, rank=1, support=CAUSAL, positive=positive, state=modes if positive else 2 * modes))
+        super().__init__(heads, Structure(stationary=True, rank=1, support=CAUSAL, positive=positive,
+                                          state=modes if positive else 2 * modes))
         self.log_decay = nn.Parameter(-_spaced(extent, modes).log().expand(heads, -1).clone())
-        self.c = nn.Parameter(torch.full((heads, modes), -math.log(modes)) if positive else torch.randn(heads, modes) / modes)
+        self.c = nn.Parameter(torch.full((heads, modes), -math.log(modes)) if positive
+                              else torch.randn(heads, modes) / modes)
         if positive: return
         self.omega = nn.Parameter(math.pi * torch.rand(heads, modes) * self.log_decay.detach().exp())
         self.d = nn.Parameter(torch.randn(heads, modes) / modes)
@@ -250,4 +270,5 @@ def recurrence(self: Exponentials, measure: Measure, left=None, right=None) -> D
     angle = self.omega.double()[None, :, None] * x.double()
     cos, sin = angle.cos().to(gate.dtype), angle.sin().to(gate.dtype)
     c, d = self.c[None, :, None], self.d[None, :, None]
-    return Decay(torch.cat([c * cos + d * sin, c * sin - d * cos], -1), torch.cat([gate, gate], -1), torch.cat([cos, sin], -1))
+    return Decay(torch.cat([c * cos + d * sin, c * sin - d * cos], -1), torch.cat([gate, gate], -1),
+                 torch.cat([cos, sin], -1))

@@ -47,17 +47,21 @@ def check_axes(support: Box | None, measure: Measure) -> None:
     "ValueError unless a support has as many axes as positions have coordinates, and fits the periodic ones."
     if support is None: return
     if len(support) != measure.dims:
-        raise ValueError(f'a kernel with support on {len(support)} axes cannot be used on points of {measure.dims} coordinates (shape {measure.shape})')
+        raise ValueError(f'a kernel with support on {len(support)} axes cannot be used on points of {measure.dims} '
+                         f'coordinates (shape {measure.shape})')
     for n, (lo, hi), circle in zip(measure.shape, support, measure.periodic):
         if circle and hi < INFINITE and hi - lo + 1 > n:
-            raise ValueError(f'a support of {hi - lo + 1} lags meets itself on a periodic axis of {n} points: restrict the kernel or use a larger grid')
+            raise ValueError(f'a support of {hi - lo + 1} lags meets itself on a periodic axis of {n} points: '
+                             'restrict the kernel or use a larger grid')
 
 # %% ../../nbs/measure/20_lags.ipynb #lag-box
 def lag_box(measure: Measure, support: Box | None = None) -> Box:
     "Every lag between points of a grid that lies in the support; one lag, where there are none."
-    box = overlap(support or full_box(measure.shape), full_box(measure.shape)) if not any(measure.periodic) else support or ((-INFINITE, INFINITE),) * measure.ndim
-    if not any(measure.periodic): return box
-    ends = lambda n, lo, hi, circle: (max(lo, 1 - n), min(hi, n - 1)) if not circle else (lo, hi) if hi < INFINITE else (-((n - 1) // 2), n // 2)
+    if not any(measure.periodic): return overlap(support or full_box(measure.shape), full_box(measure.shape))
+    def ends(n: int, lo: int, hi: int, circle: bool) -> tuple[int, int]:
+        if not circle: return max(lo, 1 - n), min(hi, n - 1)
+        return (lo, hi) if -INFINITE < lo and hi < INFINITE else (-((n - 1) // 2), n // 2)
+    box = support or ((-INFINITE, INFINITE),) * measure.ndim
     return tuple(ends(n, lo, hi, circle) for n, (lo, hi), circle in zip(measure.shape, box, measure.periodic))
 
 # %% ../../nbs/measure/20_lags.ipynb #on-box
@@ -73,7 +77,8 @@ def on_box(values: Tensor,                 # (..., *L), one number per lag of `h
             missing = (at > b - a).view(-1, *[1] * (p - 1 - axis))
             values = values.index_select(axis - p, at.clamp(max=b - a)).masked_fill(missing, outside)
         elif (a, b) != (lo, hi):
-            values = F.pad(values, [0, 0] * (p - 1 - axis) + [max(0, a - lo), max(0, hi - b)], value=outside)     # first more, then less
+            # first more, then less
+            values = F.pad(values, [0, 0] * (p - 1 - axis) + [max(0, a - lo), max(0, hi - b)], value=outside)
             values = values.narrow(axis - p, max(0, lo - a), hi - lo + 1)
     return values
 

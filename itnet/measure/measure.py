@@ -29,13 +29,19 @@ class Measure:
     signed: bool = False                  # some weight is negative
 
     @property
-    def ndim(self) -> int: return len(self.shape)
+    def ndim(self) -> int:
+        "Axes of the grid; 1 for scattered points."
+        return len(self.shape)
 
     @property
-    def n(self) -> int: return math.prod(self.shape)
+    def n(self) -> int:
+        "Number of points."
+        return math.prod(self.shape)
 
     @property
-    def regular(self) -> bool: return self.points is None
+    def regular(self) -> bool:
+        "Whether this is a grid."
+        return self.points is None
 
     @property
     def dims(self) -> int:
@@ -86,32 +92,39 @@ def _check_weight(weight: Tensor | None, mask: Tensor | None) -> tuple[Tensor | 
         raise ValueError(f'mask has dtype {mask.dtype}: expected torch.bool, True where the point counts')
     if weight is None: return (None if mask is None else mask.to(torch.get_default_dtype())), False
     bad = weight[~torch.isfinite(weight)]
-    if len(bad): raise ValueError(f'weights must be finite, and {len(bad)} of them are not (the first is {bad[0].item()})')
+    if len(bad):
+        raise ValueError(f'weights must be finite, and {len(bad)} of them are not (the first is {bad[0].item()})')
     return (weight if mask is None else weight * mask), bool((weight < 0).any())
 
 # %% ../../nbs/measure/00_measure.ipynb #check-segments
 def _check_segments(segments: Tensor | None, shape: tuple[int, ...], runs: bool) -> Tensor | None:
     "Segments as (1|B, N) integers."
     if segments is None: return None
-    if len(shape) != 1: raise ValueError(f'segments belong to a line or to scattered points, not to a grid of shape {shape}: use the batch axis')
-    if segments.is_floating_point() or segments.dtype == torch.bool: raise ValueError(f'segments have dtype {segments.dtype}: expected whole numbers')
+    if len(shape) != 1:
+        raise ValueError(f'segments belong to a line or to scattered points, not to a grid of shape {shape}: use the '
+                         'batch axis')
+    if segments.is_floating_point() or segments.dtype == torch.bool:
+        raise ValueError(f'segments have dtype {segments.dtype}: expected whole numbers')
     segments = _batched(segments, 'segments', shape).long()
     for row in segments if runs else ():
         if len(row.unique_consecutive()) != len(row.unique()):
-            raise ValueError(f'segments {row.unique_consecutive().tolist()[:8]} come back after they have ended: a segment is one run of neighbours')
+            raise ValueError(f'segments {row.unique_consecutive().tolist()[:8]} come back after they have ended: a '
+                             'segment is one run of neighbours')
     return segments
 
 # %% ../../nbs/measure/00_measure.ipynb #voronoi
 def voronoi(x: Tensor,                                     # (1|B, N), positions on a line, in any order
-            domain: tuple[float, float] | None = None,     # the cells fill it; default: from the first to the last point
+            domain: tuple[float, float] | None = None,     # what the cells fill; default: first to last point
             mask: Tensor | None = None,                    # (1|B, N), True at points that count
             segments: Tensor | None = None                 # (1|B, N)
            ) -> Tensor:                                    # (1|B, N)
     "Lengths of the Voronoi cells of points on a line. ValueError for a point outside the domain."
     group = torch.zeros_like(x, dtype=torch.long) if segments is None else segments
-    if mask is not None: x, group, mask = torch.broadcast_tensors(x, torch.where(mask, group, 2**62), mask)        # masked points form a group of their own
+    # masked points form a group of their own
+    if mask is not None: x, group, mask = torch.broadcast_tensors(x, torch.where(mask, group, 2**62), mask)
     if domain is not None and not ((x >= domain[0]) & (x <= domain[1]) | (False if mask is None else ~mask)).all():
-        raise ValueError(f'points from {x.min().item():g} to {x.max().item():g} lie outside the domain {domain}: widen it')
+        raise ValueError(f'points from {x.min().item():g} to {x.max().item():g} lie outside the domain {domain}: '
+                         'widen it')
     x, group = torch.broadcast_tensors(x, group)
     order = x.argsort(dim=-1, stable=True)
     order = order.gather(-1, group.gather(-1, order).argsort(dim=-1, stable=True))
@@ -124,17 +137,20 @@ def voronoi(x: Tensor,                                     # (1|B, N), positions
     return w if mask is None else w * mask
 
 # %% ../../nbs/measure/00_measure.ipynb #grid
-_RULES = ('count', 'uniform', 'trapezoid')
+_QUADRATURES = ('count', 'uniform', 'trapezoid')
 
 def _grid_weight(shape, spacing, quadrature, periodic, mask, segments) -> Tensor | None:
     "Quadrature weights (1|B, *shape) of a grid, float64."
-    if quadrature not in _RULES: raise ValueError(f'unknown quadrature {quadrature!r}: choose one of {list(_RULES)}')
+    if quadrature not in _QUADRATURES:
+        raise ValueError(f'unknown quadrature {quadrature!r}: choose one of {list(_QUADRATURES)}')
     if quadrature == 'count': return None
     if quadrature == 'trapezoid' and len(shape) == 1 and not periodic[0]:
-        return voronoi(spacing[0] * torch.arange(shape[0], dtype=torch.float64, device=None if mask is None else mask.device)[None], None, mask, segments)
-    ends = lambda n, h, circle: torch.full((n,), h, dtype=torch.float64) if circle or quadrature == 'uniform' else trapezoid(n, h)
+        points = torch.arange(shape[0], dtype=torch.float64, device=None if mask is None else mask.device)
+        return voronoi(spacing[0] * points[None], None, mask, segments)
     w = torch.ones((), dtype=torch.float64)
-    for n, h, circle in zip(shape, spacing, periodic): w = w[..., None] * ends(n, h, circle)
+    for n, h, circle in zip(shape, spacing, periodic):
+        even = circle or quadrature == 'uniform'
+        w = w[..., None] * (torch.full((n,), h, dtype=torch.float64) if even else trapezoid(n, h))
     return w[None]
 
 @patch(cls_method=True)
@@ -152,14 +168,19 @@ def grid(cls: Measure,
     if not 1 <= len(shape) <= 3: raise ValueError(f'a grid has 1 to 3 axes, not {len(shape)} (shape {shape})')
     if min(shape) < 1: raise ValueError(f'a grid needs at least one point along each axis, not {shape}')
     spacing = tuple(float(h) for h in per_axis(spacing, len(shape), 'spacing'))
-    if not all(0 < h < math.inf for h in spacing): raise ValueError(f'spacing must be positive and finite, not {spacing}')
+    if not all(0 < h < math.inf for h in spacing):
+        raise ValueError(f'spacing must be positive and finite, not {spacing}')
     periodic = tuple(bool(b) for b in per_axis(periodic, len(shape), 'periodic'))
-    if any(periodic) and segments is not None: raise ValueError('segments have ends, and a periodic axis has none: use the batch axis')
-    if weight is not None and quadrature != 'count': raise ValueError(f'weight and quadrature={quadrature!r} were both given: choose one')
+    if any(periodic) and segments is not None:
+        raise ValueError('segments have ends, and a periodic axis has none: use the batch axis')
+    if weight is not None and quadrature != 'count':
+        raise ValueError(f'weight and quadrature={quadrature!r} were both given: choose one')
     mask, segments = _batched(mask, 'mask', shape), _check_segments(segments, shape, runs=True)
-    own = _grid_weight(shape, spacing, quadrature, periodic, mask, segments) if weight is None else _batched(weight, 'weight', shape)
+    own = _batched(weight, 'weight', shape)
+    if own is None: own = _grid_weight(shape, spacing, quadrature, periodic, mask, segments)
     weight, signed = _check_weight(own, mask)
-    return cls(shape, spacing, weight, None, segments, periodic, ordered=len(shape) == 1 and not periodic[0], signed=signed)
+    return cls(shape, spacing, weight, None, segments, periodic, ordered=len(shape) == 1 and not periodic[0],
+               signed=signed)
 
 # %% ../../nbs/measure/00_measure.ipynb #sequence
 @patch(cls_method=True)
@@ -188,14 +209,19 @@ def scattered(cls: Measure,
     "Points anywhere. ValueError where shapes do not fit or a position is not finite."
     if points.ndim == 1: points = points[:, None]
     if points.ndim not in (2, 3) or 0 in points.shape[-2:] or not points.is_floating_point():
-        raise ValueError(f'points of shape {tuple(points.shape)} and dtype {points.dtype}: expected real positions (N, p) or (B, N, p)')
-    if not torch.isfinite(points).all(): raise ValueError('positions must be finite: mask what is missing, and give it any finite position')
+        raise ValueError(f'points of shape {tuple(points.shape)} and dtype {points.dtype}: expected real positions '
+                         '(N, p) or (B, N, p)')
+    if not torch.isfinite(points).all():
+        raise ValueError('positions must be finite: mask what is missing, and give it any finite position')
     points = points if points.ndim == 3 else points[None]
     shape = (points.shape[1],)
-    if weight is not None and quadrature != 'count': raise ValueError(f'weight and quadrature={quadrature!r} were both given: choose one')
-    if domain is not None and quadrature != 'voronoi': raise ValueError(f'domain={domain} is for quadrature="voronoi", not {quadrature!r}')
+    if weight is not None and quadrature != 'count':
+        raise ValueError(f'weight and quadrature={quadrature!r} were both given: choose one')
+    if domain is not None and quadrature != 'voronoi':
+        raise ValueError(f'domain={domain} is for quadrature="voronoi", not {quadrature!r}')
     mask, segments = _batched(mask, 'mask', shape), _check_segments(segments, shape, runs=False)
-    own = _point_weight(points, quadrature, domain, mask, segments) if weight is None else _batched(weight, 'weight', shape)
+    own = _batched(weight, 'weight', shape)
+    if own is None: own = _point_weight(points, quadrature, domain, mask, segments)
     weight, signed = _check_weight(own, mask)
     line = points.shape[-1] == 1 and bool((points.diff(dim=1) > 0).all())
     if line and segments is not None: line = bool((segments.diff(dim=-1) >= 0).all())
@@ -203,12 +229,15 @@ def scattered(cls: Measure,
 
 def _point_weight(points, quadrature, domain, mask, segments) -> Tensor | None:
     "Quadrature weights (1|B, N) of scattered points."
-    if quadrature not in (*_RULES, 'voronoi'): raise ValueError(f'unknown quadrature {quadrature!r}: choose one of {[*_RULES, "voronoi"]}')
+    if quadrature not in (*_QUADRATURES, 'voronoi'):
+        raise ValueError(f'unknown quadrature {quadrature!r}: choose one of {[*_QUADRATURES, "voronoi"]}')
     if quadrature == 'count': return None
     if quadrature == 'uniform':
-        real = torch.ones(1, points.shape[1], dtype=points.dtype, device=points.device) if mask is None else mask.to(points.dtype)
+        real = points.new_ones(1, points.shape[1]) if mask is None else mask.to(points.dtype)
         return real / real.sum(-1, keepdim=True).clamp_min(1)
-    if points.shape[-1] != 1: raise ValueError(f'quadrature {quadrature!r} needs points on a line, not of {points.shape[-1]} coordinates: give weight')
+    if points.shape[-1] != 1:
+        raise ValueError(f'quadrature {quadrature!r} needs points on a line, not of {points.shape[-1]} coordinates: '
+                         'give weight')
     return voronoi(points[..., 0], domain, mask, segments)
 
 # %% ../../nbs/measure/00_measure.ipynb #union
@@ -217,9 +246,13 @@ def union(cls: Measure,
           *measures: Measure,
           balance: bool = True         # total mass 1 for each domain; else their weights as they are
          ) -> Measure:
-    "All points of several measures as one of scattered points, in the order given. Coordinate 0 is the number of the domain."
+    """All points of several measures as one of scattered points, in the order given.
+
+    Coordinate 0 is the number of the domain.
+    """
     if len(measures) < 2: raise ValueError(f'a union needs at least two measures, not {len(measures)}')
-    if any(m.segments is not None or any(m.periodic) for m in measures): raise ValueError('a union of domains with segments or periodic axes is not defined')
+    if any(m.segments is not None or any(m.periodic) for m in measures):
+        raise ValueError('a union of domains with segments or periodic axes is not defined')
     p = max(m.dims for m in measures)
     device = next((x.device for m in measures for x in (m.weight, m.points) if x is not None), None)
     place = [torch.nn.functional.pad(m.positions(device), (1, p - m.dims)) for m in measures]
@@ -227,8 +260,10 @@ def union(cls: Measure,
     mass = [torch.ones(1, m.n, device=device) if m.weight is None else m.weight.flatten(1) for m in measures]
     if balance: mass = [w / safe_total(w.sum(-1, keepdim=True)) for w in mass]
     batch = next((len(x) for x in (*place, *mass) if len(x) != 1), 1)
-    if any(len(x) not in (1, batch) for x in (*place, *mass)): raise ValueError(f'measures of batch sizes {[len(x) for x in mass]} cannot be united')
-    join = lambda xs: torch.cat([x.expand(batch, *x.shape[1:]).to(torch.promote_types(xs[0].dtype, xs[-1].dtype)) for x in xs], 1)
+    if any(len(x) not in (1, batch) for x in (*place, *mass)):
+        raise ValueError(f'measures of batch sizes {[len(x) for x in mass]} cannot be united')
+    join = lambda xs: torch.cat([x.expand(batch, *x.shape[1:]).to(torch.promote_types(xs[0].dtype, xs[-1].dtype))
+                                 for x in xs], 1)
     return cls((sum(m.n for m in measures),), (), join(mass), join(place), signed=any(m.signed for m in measures))
 
 def safe_total(total: Tensor) -> Tensor:
@@ -236,7 +271,9 @@ def safe_total(total: Tensor) -> Tensor:
     return torch.where(total != 0, total, 1.)
 
 # %% ../../nbs/measure/00_measure.ipynb #compiled
-for made in ('grid', 'sequence', 'scattered', 'union'): setattr(Measure, made, classmethod(getattr(Measure, made).__func__))     # torch.compile follows these
+# torch.compile follows these
+for made in ('grid', 'sequence', 'scattered', 'union'):
+    setattr(Measure, made, classmethod(getattr(Measure, made).__func__))
 
 # %% ../../nbs/measure/00_measure.ipynb #integrate
 def integrate(u: Tensor,             # (B, *shape, D), values of a function at the points

@@ -59,7 +59,9 @@ class Pairs:
         if self.slab == self.measure.shape and (self.first is not None or self.whole): return True
         if support is None or not self.regular: return False
         need = lag_box(self.measure, support)
-        if self.first is None: return not any(lo < c - m - o or hi > -o for (lo, hi), c, m, o in zip(need, self.tile, self.slab, self.offset))
+        if self.first is None:
+            sizes = zip(need, self.tile, self.slab, self.offset)
+            return not any(lo < c - m - o or hi > -o for (lo, hi), c, m, o in sizes)
         (lo, hi), (c, m, o, n) = need[0], (self.tile[0], self.slab[0], self.offset[0], self.measure.shape[0])
         return o <= max(-self.first, -hi) and o + m >= min(n - self.first, c - lo)
 
@@ -88,7 +90,8 @@ def strip(cls: Pairs, measure: Measure,
         lo, hi = support[0]
         start, stop = max(0, first - hi), min(n, first + size - lo)
         if start >= stop: start, stop = 0, 1                                  # nothing in reach; K is zero there
-    return cls(measure, (size, *rows[1:]), (stop - start, *measure.shape[1:]), (start - first,) + (0,) * (measure.ndim - 1), first, at)
+    slab, offset = (stop - start, *measure.shape[1:]), (start - first, *[0] * (measure.ndim - 1))
+    return cls(measure, (size, *rows[1:]), slab, offset, first, at)
 
 # %% ../../nbs/measure/30_pairs.ipynb #pairs-near
 @patch(cls_method=True)
@@ -97,7 +100,8 @@ def near(cls: Pairs, measure: Measure, support: Box, tile: int | None = None) ->
     box = lag_box(measure, support)
     size = tuple(min(n, tile or w) for n, w in zip(measure.shape, box_shape(box)))
     slab = tuple(c + hi - lo for c, (lo, hi) in zip(size, box))
-    if any(circle and m > n for m, n, circle in zip(slab, measure.shape, measure.periodic)): return cls.all(measure)     # no column twice
+    # no column twice
+    if any(circle and m > n for m, n, circle in zip(slab, measure.shape, measure.periodic)): return cls.all(measure)
     return cls(measure, size, slab, tuple(-hi for _, hi in box))
 
 @patch(cls_method=True)
@@ -108,14 +112,18 @@ def blocks(cls: Pairs, measure: Measure, size: int) -> Pairs:
 
 # %% ../../nbs/measure/30_pairs.ipynb #rows
 def _to_tiles(x: Tensor, measure: Measure, tile, slab, before) -> Tensor:
-    "(B, H, N, d) -> (B, H, T, prod(slab), d): windows of length `slab`, one every `tile` points, starting at -`before`."
+    """(B, H, N, d) -> (B, H, T, prod(slab), d).
+
+    Windows of length `slab`, one every `tile` points, starting at -`before`.
+    """
     shape, d = measure.shape, x.shape[-1]
     p = len(shape)
     if tile == slab == shape: return x.unsqueeze(2)                             # one tile: nothing moves
     x = x.unflatten(2, shape)
     for axis, (n, c, m, b) in enumerate(zip(shape, tile, slab, before)):
         total = (-(-n // c) - 1) * c + m                                        # points that the windows reach over
-        if measure.periodic and measure.periodic[axis]: x = x.index_select(2 + axis, (torch.arange(total, device=x.device) - b) % n)
+        if measure.periodic and measure.periodic[axis]:
+            x = x.index_select(2 + axis, (torch.arange(total, device=x.device) - b) % n)
         elif (b, total) != (0, n): x = F.pad(x, [0, 0] * (p - axis) + [b, total - b - n])
     if p == 1 and tile == slab: return x.unflatten(2, (-1, slab[0]))            # no overlap: a view
     for axis, (c, m) in enumerate(zip(tile, slab)): x = x.unfold(2 + axis, m, c)   # (B, H, *T, d, *slab)
@@ -166,13 +174,17 @@ def same(self: Pairs) -> Tensor | None:
     "(1|B, 1, T, C, M) bool: which pairs lie in one segment; None where there are no segments."
     x, y = (self.at or self.measure).segments, self.measure.segments
     if x is None and y is None: return None
-    if x is None or y is None: raise ValueError('only one of the measures of outputs and inputs has segments: give them to both')
+    if x is None or y is None:
+        raise ValueError('only one of the measures of outputs and inputs has segments: give them to both')
     return self.rows(x[:, None, :, None]) == self.columns(y[:, None, :, None]).mT
 
 # %% ../../nbs/measure/30_pairs.ipynb #inside
 @patch
 def lags(self: Pairs, support: Box | None = None) -> Box:
-    "Lags at which a stationary kernel must be known. Tiles that go round a periodic axis count on; a pair that occurs once has its nearest lag."
+    """Lags at which a stationary kernel must be known.
+
+    Tiles that go round a periodic axis count on; a pair that occurs once has its nearest lag.
+    """
     if any(self.measure.periodic) and (self.whole or self.first is not None): return lag_box(self.measure, support)
     return self.bounds
 
@@ -185,7 +197,8 @@ def inside(self: Pairs, support: Box, device=None) -> Tensor:
         hits = torch.ones(1, *box_shape(box), device=device)
         finite = tuple((max(lo, a), min(hi, b)) for (lo, hi), (a, b) in zip(support, box))
         if any(lo > hi for lo, hi in finite): return self.toeplitz(0 * hits, box) > 0
-        return self.toeplitz(on_box(hits[(..., *[slice(0, hi - lo + 1) for lo, hi in finite])], finite, box, self.measure), box) > 0
+        hits = hits[(..., *[slice(0, hi - lo + 1) for lo, hi in finite])]
+        return self.toeplitz(on_box(hits, finite, box, self.measure), box) > 0
     lag = self.lag()
     bound = lambda k: torch.tensor([b[k] for b in support], dtype=lag.dtype, device=lag.device)
     return ((lag >= bound(0)) & (lag <= bound(1))).all(-1).unsqueeze(1)
@@ -208,15 +221,21 @@ def _unrolled(self: Pairs) -> Measure:
 
 @patch
 def lag(self: Pairs, device=None) -> Tensor:
-    "(1|B, T|1, C, M, p): differences of positions x - y, by the nearest way round periodic axes."
+    """(1|B, T|1, C, M, p): differences of positions x - y, by the nearest way round periodic axes.
+
+    On a grid they are float64, whatever the dtype of the values: whole lags of long lines would not survive less.
+    Between scattered points they have the dtype of the points. Round K, not the lags.
+    """
     if self.regular:
         box = self.lags()
-        axes = [h * torch.arange(lo, hi + 1, dtype=torch.float64, device=device) for (lo, hi), h in zip(box, self.measure.spacing)]
+        axes = [h * torch.arange(lo, hi + 1, dtype=torch.float64, device=device)
+                for (lo, hi), h in zip(box, self.measure.spacing)]
         return self.toeplitz(torch.stack(torch.meshgrid(*axes, indexing='ij')), box).movedim(1, -1)
     x, y = ((m or self.measure).positions(device)[:, None] for m in (self.at, self.measure))
     lag = (self.rows(x).unsqueeze(4) - self.columns(y).unsqueeze(3)).squeeze(1)
     if not any(self.measure.periodic): return lag
-    way = [n * h if circle else torch.inf for n, h, circle in zip(self.measure.shape, self.measure.spacing, self.measure.periodic)]
+    sizes = zip(self.measure.shape, self.measure.spacing, self.measure.periodic)
+    way = [n * h if circle else torch.inf for n, h, circle in sizes]
     return torch.stack([x if r == torch.inf else x - r * (x / r - .5).ceil() for x, r in zip(lag.unbind(-1), way)], -1)
 
 # %% ../../nbs/measure/30_pairs.ipynb #sampled
@@ -239,7 +258,8 @@ class Sampled(Pairs):
     def toeplitz(self, values, box=None, outside=0.):
         have, m = box or self.lags(), self.measure
         values, at = on_box(values, have, lag_box(m), m, outside), 0
-        for (lo, hi), n, circle, lag in zip(lag_box(m), m.shape, m.periodic, self._steps()): at = at * (hi - lo + 1) + ((lag - lo) % n if circle else lag - lo)
+        for (lo, hi), n, circle, lag in zip(lag_box(m), m.shape, m.periodic, self._steps()):
+            at = at * (hi - lo + 1) + ((lag - lo) % n if circle else lag - lo)
         return values.flatten(1)[:, at].movedim(0, 1).unsqueeze(3)
 
     def lags(self, support=None): return lag_box(self.measure, support)
@@ -263,4 +283,6 @@ def sample(cls: Pairs, measure: Measure,
     return Sampled(measure, (1,), (index.shape[-1],), (0,), first, at, index)
 
 # %% ../../nbs/measure/30_pairs.ipynb #compiled
-for made in ('all', 'strip', 'near', 'blocks', 'sample'): setattr(Pairs, made, classmethod(getattr(Pairs, made).__func__))     # torch.compile follows these
+# torch.compile follows these
+for made in ('all', 'strip', 'near', 'blocks', 'sample'):
+    setattr(Pairs, made, classmethod(getattr(Pairs, made).__func__))

@@ -36,7 +36,8 @@ def unpack(measure: Measure, batch: int) -> Unpacked:
     order = seg.argsort(dim=-1, stable=True)
     s = seg.gather(-1, order)
     start = torch.cat([torch.ones_like(s[:, :1], dtype=torch.bool), s[:, 1:] != s[:, :-1]], -1)
-    row = start.flatten().cumsum(0) - 1                                        # number of the segment that each point is in
+    # number of the segment that each point is in
+    row = start.flatten().cumsum(0) - 1
     size = torch.bincount(row)
     slot = torch.arange(len(row), device=row.device) - (size.cumsum(0) - size)[row]
     index = order.new_zeros(len(size), int(size.max()) if batch else 1).index_put((row, slot), order.flatten())
@@ -46,4 +47,5 @@ def unpack(measure: Measure, batch: int) -> Unpacked:
     take = lambda x: x.expand(batch, *x.shape[1:])[b[:, None], index]
     weight = real.to(torch.get_default_dtype()) if measure.weight is None else take(measure.weight) * real
     points = None if measure.regular else take(measure.points)
-    return Unpacked(replace(measure, shape=(index.shape[1],), weight=weight, points=points, segments=None, ordered=measure.regular), b, index, real)
+    return Unpacked(replace(measure, shape=(index.shape[1],), weight=weight, points=points, segments=None,
+                            ordered=measure.regular), b, index, real)

@@ -38,16 +38,19 @@ def constraints_of(model: nn.Module,
                    example: tuple | dict          # arguments of the model
                   ) -> dict[str, list[str]]:
     "Layer and kind of kernel -> the constraints it is under. ValueError if no layer was converted."
-    return {f'{name}: {i.kind}'.removeprefix(': '): held(i) for name, each in integrals(model, example).items() for i in each}
+    taken = integrals(model, example).items()
+    return {f'{name}: {i.kind}'.removeprefix(': '): held(i) for name, each in taken for i in each}
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #factor
 class Factor(nn.Module):
     "Σ_r a_r(x) T(b_r v)(x), zero at the start."
     def __init__(self, integral: Integral, features: int, rank: int):
         super().__init__()
-        like, outputs = dict(dtype=integral.y.dtype, device=integral.y.device), integral.y.shape[1 if integral.by_heads else -1]
+        like = dict(dtype=integral.y.dtype, device=integral.y.device)
+        outputs = integral.y.shape[1 if integral.by_heads else -1]
         self.rank, self.a, self.b = rank, nn.Linear(features, rank * outputs, **like), nn.Linear(features, rank, **like)
-        nn.init.zeros_(self.a.weight); nn.init.zeros_(self.a.bias)
+        nn.init.zeros_(self.a.weight)
+        nn.init.zeros_(self.a.bias)
 
     def features(self, integral: Integral) -> tuple[Tensor, Tensor]:
         "Features of the inputs (B|1, *S, F) and of the outputs (B|1, *S', F)."
@@ -56,18 +59,22 @@ class Factor(nn.Module):
     def forward(self, run, integral: Integral) -> Tensor:
         inputs, outputs = self.features(integral)
         b, a = self.b(inputs), self.a(outputs).unflatten(-1, (self.rank, -1))
-        if integral.by_heads: b, a = b[:, None], a.permute(0, 3, 1, 2)[..., None, :]                 # (B, 1, N, R) and (B, H, N', 1, R)
+        # (B, 1, N, R) and (B, H, N', 1, R)
+        if integral.by_heads: b, a = b[:, None], a.permute(0, 3, 1, 2)[..., None, :]
         else: a = a.transpose(-1, -2)                                                                # (B, *S', O, R)
-        return sum(a[..., r] * run(integral.kernel, integral.measure, integral.v * b[..., r, None]) for r in range(self.rank))
+        return sum(a[..., r] * run(integral.kernel, integral.measure, integral.v * b[..., r, None])
+                   for r in range(self.rank))
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #features
-def _read(x: Tensor, integral: Integral) -> Tensor:
+def _at_outputs(x: Tensor, integral: Integral) -> Tensor:
     "x (B|1, *S, F) at the points of the outputs, (B|1, *S', F)."
-    if integral.elsewhere:                                                   # another measure, which nothing is known of: as far along
+    # another measure, which nothing is known of: as far along
+    if integral.elsewhere:
         n = integral.y.shape[2]
         return x.index_select(1, torch.arange(n, device=x.device) * x.shape[1] // n)
     for axis, rows in enumerate(integral.every or (), start=1):
-        x = x.index_select(axis, torch.as_tensor(range(x.shape[axis])[::rows] if isinstance(rows, int) else rows, device=x.device))
+        kept = range(x.shape[axis])[::rows] if isinstance(rows, int) else rows
+        x = x.index_select(axis, torch.as_tensor(kept, device=x.device))
     return x
 
 class PositionFactor(Factor):
@@ -83,17 +90,18 @@ class PositionFactor(Factor):
         place = integral.measure.positions(self.extent.device).to(self.extent) / self.extent
         x = (place[..., None] * wave).cos().flatten(2)
         x = x if integral.by_heads else x.unflatten(1, integral.measure.shape)
-        return x, _read(x, integral)
+        return x, _at_outputs(x, integral)
 
 class ContentFactor(Factor):
     "a and b are functions of the values; frees content independence."
     def __init__(self, integral: Integral, rank: int):
-        super().__init__(integral, integral.v.shape[1] * integral.v.shape[3] if integral.by_heads else integral.v.shape[-1], rank)
+        shape = integral.v.shape
+        super().__init__(integral, shape[1] * shape[3] if integral.by_heads else shape[-1], rank)
 
     def features(self, integral: Integral) -> tuple[Tensor, Tensor]:
         v = integral.v.transpose(1, 2).flatten(2) if integral.by_heads else integral.v
         x = nn.functional.rms_norm(v, v.shape[-1:])
-        return x, _read(x, integral)
+        return x, _at_outputs(x, integral)
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #far
 class Far(nn.Module):
@@ -102,15 +110,18 @@ class Far(nn.Module):
         super().__init__()
         v, y, like = integral.v, integral.y, dict(dtype=integral.y.dtype, device=integral.y.device)
         heads = v.shape[1] if integral.by_heads else 4 * rank
-        self.kernel = Implicit(heads, extent=max(2., max(integral.measure.shape) / 2), dims=integral.measure.dims).to(**like)
+        extent = max(2., max(integral.measure.shape) / 2)
+        self.kernel = Implicit(heads, extent, integral.measure.dims).to(**like)
         self.down = None if integral.by_heads else nn.Linear(v.shape[-1], heads, bias=False, **like)
-        self.up = nn.Parameter(torch.zeros(heads, **like) if integral.by_heads else torch.zeros(y.shape[-1], heads, **like))
+        self.up = nn.Parameter(torch.zeros(heads, **like) if integral.by_heads
+                               else torch.zeros(y.shape[-1], heads, **like))
 
     def forward(self, run, integral: Integral) -> Tensor:
         if integral.by_heads: return self.up[:, None, None] * apply(self.kernel, integral.measure, None, integral.v)
         v = self.down(integral.v)
-        far = apply(self.kernel, integral.measure, None, v.flatten(1, -2).mT[..., None])[..., 0].mT.unflatten(1, v.shape[1:-1])
-        return _read(far, integral) @ self.up.mT
+        far = apply(self.kernel, integral.measure, None, v.flatten(1, -2).mT[..., None])          # a head per channel
+        far = far[..., 0].mT.unflatten(1, v.shape[1:-1])
+        return _at_outputs(far, integral) @ self.up.mT
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #mirrored
 class Future(nn.Module):
@@ -119,7 +130,8 @@ class Future(nn.Module):
         super().__init__()
         heads, like = integral.y.shape[1], dict(dtype=integral.y.dtype, device=integral.y.device)
         self.gain = nn.Parameter(torch.zeros(heads, integral.v.shape[3], integral.v.shape[3], **like))
-        self.decay = Exponentials(heads, 1, extent=2., positive=True).to(**like) if isinstance(integral.kernel, Normalised) else None
+        normalised = isinstance(integral.kernel, Normalised)
+        self.decay = Exponentials(heads, 1, extent=2., positive=True).to(**like) if normalised else None
 
     def kernel(self, kernel: Kernel) -> Kernel:
         "K^R, on the reversed line."
@@ -127,44 +139,55 @@ class Future(nn.Module):
         return turned if self.decay is None else (core(turned) * self.decay).normalise()
 
     def forward(self, run, integral: Integral) -> Tensor:
-        if integral.elsewhere: raise NotImplementedError('causality was freed, and a stream has no future: call the model on whole sequences, with use_cache=False')
+        if integral.elsewhere:
+            raise NotImplementedError('causality was freed, and a stream has no future: call the model on whole '
+                                      'sequences, with use_cache=False')
         m = integral.measure
-        turned = m if m.regular and m.weight is None else _turned(m)
+        turned = m if m.regular and m.weight is None else _backwards(m)
         return run(self.kernel(integral.kernel), turned, integral.v.flip(2)).flip(2) @ self.gain
 
-def _turned(m: Measure) -> Measure:
-    "The same line, read backwards."
+def _backwards(m: Measure) -> Measure:
+    "A line, read backwards."
     weight = None if m.weight is None else m.weight.flip(1)
-    if m.regular: return Measure.sequence(m.n, weight=weight, spacing=m.spacing[0], segments=None if m.segments is None else m.segments.flip(1))
-    return Measure.scattered(-m.points.flip(1), weight=weight, segments=None if m.segments is None else -m.segments.flip(1))
+    segments = None if m.segments is None else m.segments.flip(1)
+    if m.regular: return Measure.sequence(m.n, weight=weight, spacing=m.spacing[0], segments=segments)
+    return Measure.scattered(-m.points.flip(1), weight=weight, segments=None if segments is None else -segments)
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #relax
-_FREE = dict(zip(CONSTRAINTS, (PositionFactor, ContentFactor, Far, Future)))
+_FREEDOMS = dict(zip(CONSTRAINTS, (PositionFactor, ContentFactor, Far, Future)))
 
 def relax(model: nn.Module,
           free: str | list[str],             # one of `CONSTRAINTS`, or several
           example: tuple | dict,             # arguments of the model, from which shapes are read
           rank: int = 2                      # terms of a factor
          ) -> nn.Module:
-    """A copy of a converted model in which every integral under these constraints may leave them. Its outputs are the same until it is trained.
+    """A copy of a converted model in which every integral under these constraints may leave them.
 
-    ValueError for an unknown constraint, or one that no layer is under; NotImplementedError for a layer that takes the same integral several times.
+    Its outputs are the same until it is trained. ValueError for an unknown constraint, or one that no layer is under;
+    NotImplementedError for a layer that takes the same integral several times.
     """
     free = [free] if isinstance(free, str) else list(free)
-    if unknown := [c for c in free if c not in CONSTRAINTS]: raise ValueError(f'unknown constraint {unknown[0]!r}: choose from {list(CONSTRAINTS)}')
+    if unknown := [c for c in free if c not in CONSTRAINTS]:
+        raise ValueError(f'unknown constraint {unknown[0]!r}: choose from {list(CONSTRAINTS)}')
     model = copy.deepcopy(model)
-    todo = [(name, i, c) for name, each in integrals(model, example).items() for i in each for c in free if c in held(i)]
-    if missing := [c for c in free if c not in {c for *_, c in todo}]: raise ValueError(f'no layer of {type(model).__name__} is under {missing[0]!r}: see constraints_of')
+    taken = integrals(model, example).items()
+    todo = [(name, i, c) for name, each in taken for i in each for c in free if c in held(i)]
+    if missing := [c for c in free if c not in {c for *_, c in todo}]:
+        raise ValueError(f'no layer of {type(model).__name__} is under {missing[0]!r}: see constraints_of')
     done = set()
     for name, integral, constraint in todo:
         layer, key = model.get_submodule(name), (name, integral.kind, constraint)
-        if key in done: raise NotImplementedError(f'{name or type(layer).__name__} takes its integral with {integral.kind} several times in a call: it cannot be relaxed')
+        if key in done:
+            raise NotImplementedError(f'{name or type(layer).__name__} takes its integral with {integral.kind} '
+                                      'several times in a call: it cannot be relaxed')
         done.add(key)
         if integral.kind not in layer.freedom: layer.freedom[integral.kind] = nn.ModuleList()
-        layer.freedom[integral.kind].append(_FREE[constraint](integral, rank))
+        layer.freedom[integral.kind].append(_FREEDOMS[constraint](integral, rank))
     return model
 
 def freed(model: nn.Module) -> dict[str, list[str]]:
     "Layer and kind of kernel -> the constraints that were freed."
-    names = {kind: c for c, kind in _FREE.items()}
-    return {f'{name}: {kind}'.removeprefix(': '): [names[type(f)] for f in more] for name, m in model.named_modules() if isinstance(m, SpecialCase) for kind, more in m.freedom.items()}
+    names = {kind: c for c, kind in _FREEDOMS.items()}
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, SpecialCase)]
+    return {f'{name}: {kind}'.removeprefix(': '): [names[type(f)] for f in more]
+            for name, m in layers for kind, more in m.freedom.items()}
