@@ -26,8 +26,8 @@ def on_pairs(kernel: Kernel, pairs: Pairs, left, right, v: Tensor) -> Tensor:
     x = pairs.columns(v) if w is None else pairs.columns(v) * w
     if isinstance(kernel, Normalised):
         K, w, _ = kernel.scaled(pairs, left, right)
-        return pairs.to_grid(K @ x / row_integral(K, w))
-    K, same = kernel.values(pairs, left, right), pairs.same()
+        return pairs.to_grid(K.to(x.dtype) @ x / row_integral(K, w).to(x.dtype))
+    K, same = kernel.values(pairs, left, right).to(x.dtype), pairs.same()      # lags are float64, and so may K be
     return pairs.to_grid((K if same is None else K * same) @ x)
 
 # %% ../../nbs/rule/10_dense.ipynb #dense
@@ -100,7 +100,7 @@ def mix(self: DenseRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: Mi
     left, right = read(kernel, measure, None)
     shape, x = (mixing.groups, mixing.inputs), x.flatten(3)
     def part(pairs: Pairs) -> Tensor:
-        K, same = kernel.values(pairs, left, right), pairs.same()
+        K, same = kernel.values(pairs, left, right).to(x.dtype), pairs.same()
         K = (K if same is None else K * same).squeeze(2).unflatten(1, (mixing.groups, -1, mixing.inputs))
         columns = pairs.columns(x.flatten(1, 2).unsqueeze(-1)).squeeze(-1).squeeze(2).unflatten(1, shape)
         y = torch.einsum('bgocij,bgcj->bgoi', K, columns)          # K is (B|1, G, O, C, rows, M)

@@ -80,7 +80,8 @@ def _draw_strip(q: Kernel, pairs: Pairs, right, chance: Tensor, start: int) -> t
 def _estimate(kernel: Kernel, pairs: Pairs, share: Tensor, left, right, v: Tensor, variance: bool) -> Tensor:
     "The estimate for the rows of `pairs`, (B, H, rows, d), followed by its variance if wanted."
     x, root = pairs.columns(v), isinstance(kernel, Normalised)                               # (B, H, rows, M, d)
-    K = kernel.scaled(pairs, left, right)[0] if root else kernel.values(pairs, left, right)  # (B|1, H, rows, 1, M)
+    K = kernel.scaled(pairs, left, right)[0] if root else kernel.values(pairs, left, right)
+    K = K.to(x.dtype)                                                                        # (B|1, H, rows, 1, M)
     a = K * share[:, None, :, None].to(K.dtype)
     y, z = a @ x, safe(a.sum(-1, keepdim=True)) if root else None
     if root: y = y / z
