@@ -17,13 +17,15 @@ from torch import Tensor
 # %% ../nbs/pictures.ipynb #constants
 SIGNED = plt.get_cmap('RdBu_r')      # red is positive, blue is negative, white is zero
 MAGNITUDE = plt.get_cmap('magma')    # logarithms of what has no sign
-STYLE = {'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 6, 'xtick.labelsize': 7, 'ytick.labelsize': 7, 'lines.linewidth': 1}
+STYLE = {'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 6, 'lines.linewidth': 1,
+         'xtick.labelsize': 7, 'ytick.labelsize': 7}
 
-# %% ../nbs/pictures.ipynb #matrix
+# %% ../nbs/pictures.ipynb #bare
 def bare(*axes: Axes) -> None:
     "Remove the ticks of axes."
     for ax in axes: ax.set(xticks=[], yticks=[])
 
+# %% ../nbs/pictures.ipynb #matrix
 def show_matrix(K: Tensor,                     # (N, M), real; NaN stays empty
                 ax: Axes | None = None,        # where to draw, by default a figure of its own
                 title: str = '',
@@ -31,7 +33,7 @@ def show_matrix(K: Tensor,                     # (N, M), real; NaN stays empty
                 root: bool = False,            # colour is the signed square root
                 extent: tuple[float, float, float, float] | None = None   # left, right, bottom, top
                ) -> AxesImage:
-    "A matrix or a filter on a plane: red is positive, blue is negative, symmetric around white. ValueError if it is not a matrix."
+    "A matrix, or a filter on a plane: red is positive, blue is negative. ValueError if it has not two axes."
     if K.ndim != 2: raise ValueError(f'a matrix has two axes, not shape {tuple(K.shape)}')
     K = K.detach().cpu().double().numpy()
     if root: K = np.sign(K) * np.abs(K)**.5
@@ -51,7 +53,8 @@ def show_matrices(matrices: Mapping[str, Tensor],    # (N, M) each, by title
                   **options                          # of `show_matrix`
                  ) -> np.ndarray:
     "Matrices side by side, each with a scale of its own unless `bound` is given. The axes, to label them."
-    with plt.rc_context(STYLE): fig, axes = plt.subplots(1, len(matrices), figsize=(width * len(matrices), height), squeeze=False)
+    size = width * len(matrices), height
+    with plt.rc_context(STYLE): fig, axes = plt.subplots(1, len(matrices), figsize=size, squeeze=False)
     for ax, (name, K) in zip(axes[0], matrices.items()): show_matrix(K, ax, name, **options)
     fig.tight_layout(pad=.4)
     return axes[0]
@@ -72,7 +75,8 @@ def show_filter(kappa: Tensor,             # (H, L), a filter per head
                 title: str = ''
                ) -> Axes:
     "A curve per head over the lag. ValueError if there are not as many lags as values."
-    if kappa.ndim != 2 or len(lags) != kappa.shape[1]: raise ValueError(f'{len(lags)} lags for filters of shape {tuple(kappa.shape)}')
+    if kappa.ndim != 2 or len(lags) != kappa.shape[1]:
+        raise ValueError(f'{len(lags)} lags for filters of shape {tuple(kappa.shape)}')
     with plt.rc_context(STYLE):
         if ax is None: ax = plt.subplots(figsize=(4, 2))[1]
         for h, k in enumerate(kappa.detach().cpu()): ax.plot(lags, k, label=f'head {h}')

@@ -21,9 +21,13 @@ def _double(x: Tensor | float) -> Tensor:
 def relative_error(got: Tensor | float,    # real or complex, of any shape
                    want: Tensor | float    # of the same shape
                   ) -> float:
-    "‖got - want‖ / ‖want‖ in double precision, infinite if a number is not finite or only `want` is zero. ValueError if the shapes differ."
+    """‖got - want‖ / ‖want‖ in double precision.
+
+    Infinite if a number is not finite, or if `want` is zero and `got` is not. ValueError if the shapes differ.
+    """
     got, want = _double(got), _double(want)
-    if got.shape != want.shape: raise ValueError(f'shapes differ: got {tuple(got.shape)}, want {tuple(want.shape)}')
+    if got.shape != want.shape:
+        raise ValueError(f'shapes differ: got {tuple(got.shape)}, want {tuple(want.shape)}')
     distance, size = (got - want).norm().item(), want.norm().item()
     if distance == 0: return 0.
     return distance / size if size > 0 and math.isfinite(distance / size) else math.inf
@@ -52,7 +56,7 @@ def outputs_and_gradients(y: Tensor,                 # computed from `inputs`
 # %% ../nbs/testing.ipynb #guarded
 def guarded(x: Tensor,
             dtype: torch.dtype | None = None,      # if another than that of x
-            order: tuple[int, ...] | None = None   # the axes of x from the slowest to the fastest in memory, by default as they come
+            order: tuple[int, ...] | None = None   # axes of x, from the slowest in memory to the fastest
            ) -> Tensor:
     "The same numbers as a view into a larger tensor, which holds NaN before and after them along every axis."
     order = tuple(range(x.ndim)) if order is None else order
