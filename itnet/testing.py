@@ -68,14 +68,14 @@ def guarded(x: Tensor,
 def message(call: Callable[[], object],
             kind: type[Exception] | tuple[type[Exception], ...] = ValueError    # what it must raise
            ) -> str:
-    "The text of the error that `call()` raises. AssertionError if it raises none; an error of another kind goes through."
+    "The text of the error that `call()` raises. AssertionError if there is none; errors of other kinds go through."
     try: call()
     except kind as e: return str(e)
     raise AssertionError('accepted')
 
 # %% ../nbs/testing.ipynb #must-fail
 def must_fail(check: Callable[[], object]) -> AssertionError:
-    "The AssertionError that `check()` raises on a wrong answer. RuntimeError if it passes; any other error goes through."
+    "The AssertionError that `check()` raises on a wrong answer. RuntimeError if it passes; other errors go through."
     try: check()
     except AssertionError as e: return e
     raise RuntimeError('a wrong answer was accepted')
