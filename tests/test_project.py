@@ -110,6 +110,29 @@ def test_notebook_form(path):
         assert len(kinds) <= 1, f"imports need their own cell:\n{source[:200]}"
 
 
+def demo_code() -> list[tuple[str, str]]:
+    "Notebook and source of every code cell that is not exported."
+    return [(p.relative_to(NBS).as_posix(), c["source"]) for p in NOTEBOOKS for c in cells(p)
+            if c["cell_type"] == "code" and not re.search(r"^#\|\s*export", c["source"], re.M)]
+
+
+def test_demos_share_their_helpers():
+    "What `itnet.testing` and `itnet.pictures` define is imported from there and not written again."
+    shared = {"relative"}
+    for module in ("testing", "pictures"):
+        shared |= {n.name for n in ast.parse((ROOT / "itnet" / f"{module}.py").read_text()).body if isinstance(n, ast.FunctionDef)}
+    own = {"seconds"}                                    # of as many things as there are to time
+    again = [f"{name}: {m[0]}" for name, source in demo_code()
+             for m in re.finditer(r"^(?:def (\w+)\(|(\w+) = lambda\b)", source, re.M) if (m[1] or m[2]) in shared - own]
+    assert not again
+
+
+def test_signs_have_one_colour_map():
+    "Matrices and kernels with signs are shown by `itnet.pictures`: red is positive on every page."
+    diverging = re.compile(r"\b(?:RdBu|seismic|bwr|coolwarm|PuOr|PiYG|PRGn|BrBG|RdGy|RdYlBu|RdYlGn|Spectral)(?:_r)?\b")
+    assert not [f"{name}: {m[0]}" for name, source in demo_code() for m in diverging.finditer(source)]
+
+
 def test_no_error_is_saved():
     broken = [p.name for p in NOTEBOOKS for c in cells(p) if any(o["output_type"] == "error" for o in c.get("outputs", []))]
     assert not broken
