@@ -101,7 +101,7 @@ def _call_with_options(prog: str, function, argv: list[str], flags: tuple[str, .
     parser = make_parser(prog, (function.__doc__ or '').strip().split('\n')[0])
     parser.add_function_arguments(function, fail_untyped=False, skip=set(flags))
     for name in flags: parser.add_argument(f'--{name}', action='store_true')
-    describe(parser, comments(function))
+    add_help(parser, comments(function))
     out = function(**parse(parser, argv).as_dict())
     if isinstance(out, str) and sys.stdout.isatty():                # Markdown, laid out for a person
         from rich.markdown import Markdown

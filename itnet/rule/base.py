@@ -106,8 +106,11 @@ class Rule:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words
 
-    def __call__(self, kernel, measure, u, v, *args, **options):
-        return self.integrate(kernel, measure, u, v, *args, **options)
+    def __call__(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
+                 at: Measure | None = None, u_at: Tensor | None = None, **options):
+        "The integral. ValueError where the rule is not valid; options are those of `integrate`."
+        refuse_invalid(self, kernel, measure, at)
+        return self.integrate(kernel, measure, u, v, at, u_at, **options)
 
 def lacking(*needs: tuple[str, bool]) -> str | None:
     "The first of several needs that is not met."
@@ -140,5 +143,5 @@ def refuse_invalid(rule: Rule, kernel: Kernel, measure: Measure, at: Measure | N
     here = f'{type(core(kernel)).__name__} on a {measure.describe()}'
     what = f'rule {rule.name!r} needs {why}, which is missing here ({here})'
     works = possible(kernel, measure, at, mixing)
-    if not works: raise ValueError(f'{what}, and no other rule does without')
-    raise ValueError(f'{what}: {rule.remedy + ", or " if rule.remedy else ""}choose one of {works}')
+    choices = [rule.remedy] * bool(rule.remedy) + [f'choose one of {works}'] * bool(works)
+    raise ValueError(f'{what}: {", or ".join(choices)}' if choices else what)
