@@ -44,7 +44,8 @@ def _train(word: str, recipe, options) -> int:
 def _outcome(record) -> str:
     "What a run came to, in two lines."
     metric, chosen = record.selection['metric'], record.selection['step']
-    return (f'{record.name}: {metric} {record.test[metric]:.4f} on test, {record.validation[metric]:.4f} on validation, '
+    return (f'{record.name}: {metric} {record.test[metric]:.4f} on test, '
+            f'{record.validation[metric]:.4f} on validation, '
             f"which chose step {chosen} of {record.steps}\n{record.parameters['total']:,} parameters, "
             f'{record.ms_per_step:.1f} ms per step, record {record.path}')
 
@@ -63,7 +64,8 @@ def eval_command(argv: list[str]) -> int:
                  ('--split', dict(choices=['test', 'validation'], default='test', help='which part of the data')),
                  ('--device', dict(type=str, default='auto', help='auto, cpu, cuda, cuda:1, mps')),
                  ('--threads', dict(type=int | None, help='CPU threads')),
-                 ('--recipe', dict(type=str | None, help='what `itnet train` was given, if that was your own file')), argv=argv)
+                 ('--recipe', dict(type=str | None, help='what `itnet train` was given, if that was your own file')),
+                 argv=argv)
     if o.recipe:
         from itnet.recipes.find import find_recipe
         find_recipe(o.recipe)
@@ -119,7 +121,7 @@ _BENCHMARKS = {
     'block': ('block_speed', 'bench_block', (), 'time and memory of ITNet and the Transformer'),
     'rules': ('rule_scaling', 'bench_rules', ('save',),
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
-    'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv beside unfused FFTs and attention'),
+    'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv, beside unfused FFTs'),
     'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
     'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
     'converted': ('converted', 'bench_converted', ('small',),
@@ -144,7 +146,7 @@ def bench_command(argv: list[str]) -> int:
 # %% ../nbs/cli.ipynb #explain
 def explain_command(argv: list[str]) -> int:
     "itnet explain --recipe NAME --n 4096: the kernels of a model, which rules integrate them, at what cost"
-    o = _options('explain', 'The kernels of a model, which rules integrate them, at what cost, and which one is chosen.',
+    o = _options('explain', 'The kernels of a model, which rules integrate them, at what cost, and the choice.',
                  ('--recipe', dict(type=str, required=True, help='a name from `itnet recipes`, or FILE.py[:NAME]')),
                  ('--n', dict(type=int, help='points along each axis: 64 is a line of 64, or an image of 64 × 64; '
                                              'default: as the data')),

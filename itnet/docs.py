@@ -13,18 +13,18 @@ from types import SimpleNamespace
 def mermaid_braces(cell: SimpleNamespace  # notebook cell with `cell_type` and `source`
                   ) -> None:
     "Mark the Mermaid fences of a Markdown cell as diagrams, in place."
-    if cell.cell_type == "markdown" and cell.source:
-        cell.source = re.sub(r"^```mermaid[ \t]*$", "```{mermaid}", cell.source, flags=re.M)
+    if cell.cell_type == 'markdown' and cell.source:
+        cell.source = re.sub(r'^```mermaid[ \t]*$', '```{mermaid}', cell.source, flags=re.M)
 
 # %% ../nbs/docs.ipynb #callouts
-_REMARK = re.compile(r"^> \*\*(Note|Tip|Warning|Important|Caution)[:.]\*\*[ \t]*(.*(?:\n>.*)*)", re.M)
+_REMARK = re.compile(r'^> \*\*(Note|Tip|Warning|Important|Caution)[:.]\*\*[ \t]*(.*(?:\n>.*)*)', re.M)
 
 def _callout(match: re.Match) -> str:
     "The callout block for one matched blockquote."
-    kind, body = match[1].lower(), re.sub(r"^> ?", "", match[2], flags=re.M)
-    return f"::: {{.callout-{kind}}}\n{body}\n:::"
+    kind, body = match[1].lower(), re.sub(r'^> ?', '', match[2], flags=re.M)
+    return f'::: {{.callout-{kind}}}\n{body}\n:::'
 
 def callouts(cell: SimpleNamespace  # notebook cell with `cell_type` and `source`
             ) -> None:
     "Turn the opening-word blockquotes of a Markdown cell into callouts, in place."
-    if cell.cell_type == "markdown" and cell.source: cell.source = _REMARK.sub(_callout, cell.source)
+    if cell.cell_type == 'markdown' and cell.source: cell.source = _REMARK.sub(_callout, cell.source)

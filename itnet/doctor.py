@@ -91,7 +91,7 @@ def _backends() -> list[Row]:
             Row('backends', 'fft', 'mkl' if mkl else 'pocketfft', 'rule fft on the CPU' + ', cuFFT on the GPU' * cuda),
             row('sdpa', True, 'fused attention: ' + ', '.join(['flash on the CPU', *(_cuda_sdpa() if cuda else ())])),
             row('torch.compile', *_compiler()), *_kernels(),
-            Row('backends', 'rates', 'measured' if rates.created else 'built-in', f'plans choose rules by them: {rates}')]
+            Row('backends', 'rates', 'measured' if rates.created else 'built-in', f'plans go by them: {rates}')]
 
 def _cuda_sdpa() -> list[str]:
     "Fused attention kernels that are enabled on the GPU."

@@ -58,7 +58,7 @@ def guarded(x: Tensor,
             dtype: torch.dtype | None = None,      # if another than that of x
             order: tuple[int, ...] | None = None   # axes of x, from the slowest in memory to the fastest
            ) -> Tensor:
-    "The same numbers as a view into a larger tensor, which holds NaN before and after them along every axis."
+    "x as a view into a larger tensor, which holds NaN before and after them along every axis."
     order = tuple(range(x.ndim)) if order is None else order
     room = torch.full([x.shape[axis] + 2 for axis in order], torch.nan, dtype=dtype or x.dtype, device=x.device)
     inside = room[tuple(slice(1, -1) for _ in order)].permute([order.index(axis) for axis in range(x.ndim)])

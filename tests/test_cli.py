@@ -210,8 +210,8 @@ def test_bench_rules_measures_and_keeps(itnet, recipes, monkeypatch, tmp_path):
 OWN = """
 import torch
 from dataclasses import dataclass
-from types import SimpleNamespace
 from torch import nn
+from itnet.data.spec import Spec, accuracy
 from itnet.training.config import Recipe, Train, register
 from itnet.training.optim import Optim
 from beside import WIDTH
@@ -220,7 +220,7 @@ from beside import WIDTH
 class Signs:
     batch_size: int = 16        # points per batch
     @property
-    def spec(self): return SimpleNamespace(head="image", inputs=1, classes=2, shape=(), metric="accuracy")
+    def spec(self): return Spec("image", 1, 2, (), accuracy(2))
     def splits(self):
         x = torch.randn(192, 1, generator=torch.Generator().manual_seed(0))
         items = [(a, int(a > 0)) for a in x]

@@ -5,7 +5,7 @@ import torch
 from itnet.kernel.content import Separable, Softmax
 from itnet.kernel.stationary import Implicit, Taps
 from itnet.measure.measure import Measure
-from itnet.rule.base import RULES, Cost, Rule, Way, lacking, possible, register_rule_rule
+from itnet.rule.base import RULES, Cost, Rule, Way, lacking, possible, register_rule
 from itnet.rule.explain import explain
 from itnet.rule.plan import choose, options
 from itnet.rule.rates import built_in, current

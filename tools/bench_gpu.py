@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from itnet.bench.error import relative_error, worst_error  # noqa: E402
+from itnet.testing import relative_error, worst_error  # noqa: E402
 from itnet.bench.memory import added_mb  # noqa: E402
 from itnet.bench.record import begin_record  # noqa: E402
 from itnet.bench.timing import clock, quartiles, race, ratio, stepper  # noqa: E402

@@ -125,12 +125,12 @@ def check_docstrings(source: str, inherited: frozenset[tuple[str, str]] = frozen
 
 
 def docstring_faults(doc: str) -> list[str]:
-    "What is wrong with a docstring as text."
+    "What is wrong with a docstring as text. A command's is its usage, and begins with `itnet`."
     first, *rest = doc.split("\n")
     found = []
     if not first.strip(): found.append("the docstring begins with an empty line")
     elif rest and rest[0].strip(): found.append(f"the docstring begins with more than one line: {first[:50]!r}")
-    elif re.match("[a-z]", first) and not first.rstrip().endswith((".", "?", "!", ":")):
+    elif re.match("(?!itnet )[a-z]", first) and not first.rstrip().endswith((".", "?", "!", ":")):
         found.append(f"the docstring is a fragment: {first[:50]!r}")
     if doc.startswith(DANGLING): found.append(f"the docstring says nothing alone: {first[:50]!r}")
     plain = re.sub(r"``.*?``|`[^`]*`", "", doc, flags=re.S)

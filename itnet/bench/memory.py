@@ -27,6 +27,7 @@ class Peak(threading.Thread):
         self.start_bytes = self.bytes = self.process.memory_info().rss
 
     def run(self) -> None:
+        "Look at the memory until told to stop."
         while not self.done.wait(5e-4): self.bytes = max(self.bytes, self.process.memory_info().rss)
 
     def stop(self) -> float:

@@ -174,7 +174,7 @@ def _check_lags(kernel: Kernel, part: Kernel, rank: int, measure: Measure, posit
 @torch.no_grad()
 def compress(transform: IntegralTransform,
              rank: int,                                 # modes of a sum of exponentials, or terms of a separable kernel
-             measure: Measure | int | None = None,      # where it is used, or the points of a line; default: a grid like u
+             measure: Measure | int | None = None,      # where it is used, or points of a line; default: like u
              u: Tensor | None = None,                   # (B, *S, D), to fit features on, or to judge κ by
              test: Tensor | None = None,                # (B, *S, D), kept out of the fit; default: a quarter of u
              positive: bool | None = None,              # whether the fit is kept positive; default: as the part is

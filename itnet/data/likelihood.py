@@ -9,7 +9,7 @@ __all__ = ['NegativeLogLikelihood', 'BitsPerByte', 'Perplexity']
 import math
 from torch import Tensor
 from torchmetrics import MeanMetric
-from .spec import count_targets, cross_entropy
+from .loss import count_targets, cross_entropy
 
 # %% ../../nbs/data/07_likelihood.ipynb #likelihood
 class NegativeLogLikelihood(MeanMetric):

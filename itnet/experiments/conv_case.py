@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from ..bench.error import relative_error
+from ..testing import relative_error
 from ..bench.memory import added_mb, step_apart
 from ..bench.timing import clock, stepper
 from ..conv.op import gated_fft_conv
@@ -37,7 +37,7 @@ class ConvCase:
 
     @property
     def numbers(self) -> int:
-        "Of a tensor (B, D, N)."
+        "Numbers of a tensor (B, D, N)."
         return self.batch * self.dim * self.n
 
 # %% ../../nbs/experiments/55_conv_case.ipynb #draw

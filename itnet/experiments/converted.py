@@ -14,7 +14,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 from ..bench.aims import quotient
-from ..bench.error import relative_error
+from ..testing import relative_error
 from ..bench.memory import step_apart
 from ..bench.record import begin_record, markdown_table, median_text, number_text, write_record
 from ..bench.timing import quartiles, race, ratio

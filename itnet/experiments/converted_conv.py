@@ -20,7 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..bench.aims import aim, aims_table
 from ..bench.crossover import fit_rate
-from ..bench.error import relative_error
+from ..testing import relative_error
 from ..bench.record import begin_record, markdown_table, median_text, number_text, write_record
 from ..bench.timing import clock, quartiles, race, ratio, stepper
 from ..special_cases.case import from_torch
@@ -66,7 +66,7 @@ CONV_RULES = ('dense', 'direct', 'fft')
 
 @patch
 def operations(self: TimedConv, rule: str) -> float:
-    "Of a forward pass of the batch."
+    "Operations of a forward pass of the batch."
     b, c, n, filters = self.batch, self.channels, self.n, self.filters
     if rule == 'direct': return 2. * b * filters * n * self.taps
     if rule == 'dense': return (2. * b + 1) * filters * n**2
@@ -208,7 +208,7 @@ def bench_converted_conv(taps: tuple[int, ...] = (3, 15, 63, 255, 1023, 4095),  
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #table
 def converted_conv_aims(record: dict) -> list[dict]:
-    "Of each kind: auto within 1.2 of the fastest rule, everywhere."
+    "The aims of each kind: auto within 1.2 of the fastest rule, everywhere."
     place = lambda r: f"{r['taps']:,} taps, N = {r['n']:,}: {r['chosen']}, {r['fastest']} is the fastest"
     rows = lambda kind: [r for r in record['rows'] if r['kind'] == kind]
     value = lambda r: r['ratio'] and r['ratio'][1]

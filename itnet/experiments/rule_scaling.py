@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..bench.crossover import choices, choices_table, fit_rates, time_rules
-from ..bench.error import relative_error
+from ..testing import relative_error
 from ..bench.memory import step_apart
 from ..bench.record import begin_record, markdown_table, median_text, write_record
 from ..bench.timing import quartiles, race, ratio, stepper

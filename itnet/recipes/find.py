@@ -34,7 +34,8 @@ def _is_free(module: str, path: Path) -> bool:
 def _run_file(path: Path) -> ModuleType:
     "The module that a file makes, and its folder at the end of `sys.path`; ValueError if the file raises."
     name = re.sub(r'\W', '_', path.stem)
-    if not _is_free(name, path): raise ValueError(f'{path.name} has the name of another module, {name}: rename the file')
+    if not _is_free(name, path):
+        raise ValueError(f'{path.name} has the name of another module, {name}: rename the file')
     if str(path.parent) not in sys.path: sys.path.append(str(path.parent))
     spec = spec_from_file_location(name, path)
     module = sys.modules[name] = module_from_spec(spec)

@@ -31,7 +31,8 @@ RECIPES = [register(recipe) for recipe in (
     Recipe('digits/resnet', optim=_optim(4e-3), **IMAGES, model=ResNetConfig(dim=28, depth=(2, 2))),
     Recipe('text/itnet', optim=_optim(5e-3, 1e-2), **TEXT,
            model=ITNetConfig(dim=96, depth=2, heads=4, extent=64, window=0, hidden=192)),
-    Recipe('text/transformer', optim=_optim(5e-3), **TEXT, model=TransformerConfig(dim=96, depth=2, heads=4, hidden=184)),
+    Recipe('text/transformer', optim=_optim(5e-3), **TEXT,
+           model=TransformerConfig(dim=96, depth=2, heads=4, hidden=184)),
     Recipe('listops/itnet', optim=_optim(4e-3, 1e-2), **LISTOPS,
            model=ITNetConfig(dim=64, depth=3, heads=4, extent=32, window=0, hidden=128)),
     Recipe('listops/lstm', optim=_optim(6e-3), **LISTOPS, model=LSTMConfig(dim=102, depth=2)))]

@@ -102,7 +102,7 @@ class Recurrent(SpecialCase):
         "Nothing to do: for callers that prepare the original so."
 
     def weights(self, layer: int, reverse: bool) -> list[Tensor | None]:
-        "The parameters of one layer and direction: weights of the input and of the state, both biases, weight of the projection."
+        "Weights of the input and of the state, both biases, and the projection, of one layer and direction."
         end = f'_l{layer}' + '_reverse' * reverse
         names = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
         return [getattr(self, name + end, None) for name in names]

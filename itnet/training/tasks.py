@@ -13,7 +13,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics import Metric as TorchMetric
-from ..data.spec import Metric, Spec, count_targets
+from ..data.loss import count_targets
+from ..data.spec import Metric, Spec
 from .optim import Optim, configure
 
 # %% ../../nbs/training/10_tasks.ipynb #task
