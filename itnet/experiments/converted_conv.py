@@ -8,7 +8,6 @@ __all__ = ['LAYER_KINDS', 'CONV_RULES', 'TimedConv', 'few_outputs', 'first_steps
            'converted_conv_table']
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #imports
-import math
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -26,6 +25,11 @@ from ..bench.timing import clock, quartiles, race, ratio, stepper
 from ..special_cases.case import from_torch
 from ..special_cases.convolution import Convolution
 from ..training.device import settled
+from ..measure.measure import Measure
+from ..kernel.correlation import Correlation
+from ..kernel.given import skeleton
+from ..rule.base import Cost, Mixing
+from ..rule.plan import RULES
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #case
 LAYER_KINDS = ('full', 'depthwise')
@@ -62,16 +66,20 @@ def few_outputs(layer: Convolution, x: Tensor, at: list[int]) -> Tensor:
     return F.conv1d(windows, weight, layer.bias.detach().double(), stride=taps, groups=layer.groups)
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #operations
-CONV_RULES = ('dense', 'direct', 'fft')
+CONV_RULES = tuple(name for name, rule in RULES.items() if rule.mixes)       # that integrate matrices between channels
+
+@patch
+def cost(self: TimedConv, rule: str) -> Cost:
+    "What the plan counts for a rule, one element of the batch."
+    groups = 1 if self.kind == 'full' else self.channels
+    mixing = Mixing(groups, self.channels // groups, self.channels // groups, (range(self.n),))
+    return RULES[rule].mixing_cost(skeleton(Correlation, self.filters, self.taps), Measure.sequence(self.n), mixing)
 
 @patch
 def operations(self: TimedConv, rule: str) -> float:
-    "Operations of a forward pass of the batch."
-    b, c, n, filters = self.batch, self.channels, self.n, self.filters
-    if rule == 'direct': return 2. * b * filters * n * self.taps
-    if rule == 'dense': return (2. * b + 1) * filters * n**2
-    padded = n + min(self.taps // 2, n - 1)
-    return 2.5 * padded * math.log2(max(2, padded)) * (2 * b * c + filters) + 4. * b * filters * padded
+    "Operations of a forward pass of the batch, as the plan counts them."
+    c = self.cost(rule)
+    return c.once + self.batch * c.flops
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #first-step
 _GUESS = dict(dense=8e9, direct=4e9, fft=6e9)       # operations of a forward pass per second of a step, until measured
@@ -139,12 +147,12 @@ def layer_row(case: TimedConv, speeds: dict, repeat: int, seconds: float, limit:
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #rates
 def conv_rates(rows: list[dict]) -> dict[str, dict[str, float]]:
-    "By rule and kind: `rate` and `overhead` that explain the seconds best, and how far they are `off`, as a factor."
+    "By way of integrating: `rate` and `overhead` that explain the seconds best, and how far they are `off`, as a factor."
     points = defaultdict(list)
     for r in rows:
         case = TimedConv(*(r[name] for name in ('taps', 'n', 'kind', 'channels', 'batch')))
         for rule in r['seconds'].keys() & CONV_RULES:
-            points[f'{rule}, {case.kind}'].append((case.operations(rule), r['seconds'][rule][1]))
+            points[case.cost(rule).way].append((case.operations(rule), r['seconds'][rule][1]))
     found = {}
     for way, pairs in sorted(points.items()):
         if len({f for f, _ in pairs}) < 2: continue

@@ -54,7 +54,8 @@ class FftRule(Rule):
     remedy = 'compose the kernel of Separable and stationary ones'
     ways = {'fft': Way('Fourier transforms', 5.9e9, 5e-4),
             'low rank': Way('two matrix products', 2.7e9, 6e-4),
-            'spectra': Way('Fourier transforms, channels mixed', 5.9e9, 5e-4)}
+            'spectra': Way('Fourier transforms, channels mixed', 5.9e9, 5e-4),
+            'filters': Way('a convolution of each channel', 5.9e9, 5e-4)}
 
     def missing(self, kernel, measure, at=None, mixing=None):
         s = core(kernel).structure
@@ -137,7 +138,7 @@ def mixing_cost(self: FftRule, kernel: Kernel, measure: Measure, mixing: Mixing)
     rows, numbers = mixing.groups * (mixing.inputs + mixing.outputs), 2 * size * kernel.heads
     filters = _transform_operations(size) * kernel.heads
     products = 4 * size * kernel.heads                    # complex, at half as many frequencies
-    way = 'fft' if mixing.inputs * mixing.outputs == 1 else 'spectra'
+    way = 'filters' if mixing.inputs * mixing.outputs == 1 else 'spectra'
     moved = 2 * size * rows
     held = BYTES * (moved + numbers)
     return Cost(way, _transform_operations(size) * rows + products, BYTES * moved, held, once=filters)
