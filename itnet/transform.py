@@ -59,8 +59,9 @@ def apply(kernel: Kernel,
     _check_points(measure, u, v, ('measure', 'u'))
     if at is not None: _check_points(at, u_at, v, ('measure `at`', 'u_at'))
     _check_dtype(kernel, v)
-    if rule == 'auto': rule = choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)
-    return checked(rule, kernel, measure, at).integrate(kernel, measure, u, v, at, u_at)
+    if rule != 'auto': how = checked(rule, kernel, measure, at)
+    else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
+    return how.integrate(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform
 class IntegralTransform(nn.Module):

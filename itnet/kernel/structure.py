@@ -102,35 +102,32 @@ def within(self: Structure, support: Box) -> Structure:
 @patch
 def missing(self: Structure, measure: Measure, at: Measure | None = None) -> str | None:
     "The first thing that a kernel needs of a measure, or of outputs elsewhere, and does not find; or None."
-    places = (measure,) if at is None else (measure, at)
-    unsigned = self.ordered or self.normalised or self.whole_rows
-    same = at is None or at.dims == measure.dims or self.dot or self.position_free
-    needs = (
-        (f'positions of {self.dims} coordinate' + 's' * (self.dims != 1), self.dims in (None, measure.dims)),
-        ('the neighbours of a grid, not scattered points', not self.grid or all(m.regular for m in places)),
-        ('points of a line in increasing order', not self.ordered or measure.ordered),
-        ('weights that are not negative', not (measure.signed and unsigned)),
-        ('outputs at the points of the inputs', at is None or not self.fixed),
-        ('outputs of as many coordinates as the inputs', same),
-        *self._on_rings(measure))
-    return next((what for what, there in needs if not there), None)
+    if self.dims not in (None, measure.dims): return f'positions of {self.dims} coordinate' + 's' * (self.dims != 1)
+    if self.grid and not (measure.regular and (at is None or at.regular)):
+        return 'the neighbours of a grid, not scattered points'
+    if self.ordered and not measure.ordered: return 'points of a line in increasing order'
+    if measure.signed and (self.ordered or self.normalised or self.whole_rows): return 'weights that are not negative'
+    if at is not None and self.fixed: return 'outputs at the points of the inputs'
+    if at is not None and at.dims != measure.dims and not (self.dot or self.position_free):
+        return 'outputs of as many coordinates as the inputs'
+    return self._missing_on_rings(measure) if any(measure.periodic) else None
 
 @patch
-def _on_rings(self: Structure, measure: Measure) -> list[tuple[str, bool]]:
-    "What periodic axes have to offer."
-    if not any(measure.periodic): return []
-    ends = self.support or ((-INFINITE, INFINITE),) * measure.ndim
-    rings = [end for end, ring in zip(ends, measure.periodic) if ring]
-    past = all((abs(lo) == INFINITE) == (abs(hi) == INFINITE) for lo, hi in rings)
-    short = [f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
-             for (lo, hi), n, ring in zip(self.span or (), measure.shape, measure.periodic) if ring and hi - lo + 1 > n]
-    return [('a line, since a periodic axis has no past', past), (', '.join(short), not short)]
+def _missing_on_rings(self: Structure, measure: Measure) -> str | None:
+    "What periodic axes cannot offer: a past without end, or room for all lags."
+    infinite = ((-INFINITE, INFINITE),) * measure.ndim
+    for ends, (lo, hi), n, ring in zip(self.support or infinite, self.span or ((0, 0),) * measure.ndim,
+                                       measure.shape, measure.periodic):
+        if ring and (abs(ends[0]) == INFINITE) != (abs(ends[1]) == INFINITE):
+            return 'a line, since a periodic axis has no past'
+        if ring and hi - lo + 1 > n:
+            return f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
 
 @patch
 def check(self: Structure, measure: Measure, at: Measure | None = None) -> None:
     "ValueError that names what the kernel needs and does not find."
     if why := self.missing(measure, at):
-        raise ValueError(f'this kernel needs {why}: its measure is {measure.describe()}')
+        raise ValueError(f'this kernel needs {why}: its measure is a {measure.describe()}')
 
 # %% ../../nbs/kernel/00_structure.ipynb #terms
 def pair_terms(a: Tensor | None, b: Tensor | None, ra: int, rb: int, axis: int, join=torch.mul) -> Tensor | None:

@@ -27,8 +27,8 @@ class DirectRule(Rule):
     name, mixes, remedy = 'direct', True, 'restrict(window=…)'
     ways = {'taps': Way('a convolution by direct sums', 3.9e9, 8e-4),
             'band': Way('tiles near the diagonal', 6.8e9, 1.2e-3),
-            'convolution': Way('a convolution by direct sums, channels mixed', 2.4e10, 3e-4),
-            'channel by channel': Way('a convolution by direct sums, channel by channel', 3.9e9, 3e-4)}
+            'convolution': Way('a convolution by direct sums, channels mixed', 2.2e10, 4e-4),
+            'channel by channel': Way('a convolution by direct sums, channel by channel', 2.8e9, 5e-4)}
 
     def missing(self, kernel, measure, at=None, mixing=None):
         s = core(kernel).structure

@@ -9,7 +9,7 @@ __all__ = ['mix', 'mixing_of']
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
-from .base import Mixing, checked
+from .base import RULES, Mixing, checked
 from .plan import choose
 from .rates import current
 
@@ -23,10 +23,11 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
        ) -> Tensor:                                # (B, *S', G·O)
     "y_o(i) = Σ_c Σ_j K_oc(i, j) w_j v_c(j). ValueError where shapes do not fit or a rule is not valid."
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
-    if rule == 'auto': rule = choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)
+    if rule != 'auto': how = checked(rule, kernel, measure, None, mixing)
+    else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
     x = v if measure.weight is None else v * measure.weight[..., None].to(v.dtype)
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
-    y = checked(rule, kernel, measure, None, mixing).mix(kernel, measure, x, mixing)
+    y = how.mix(kernel, measure, x, mixing)
     return y.flatten(1, 2).movedim(1, -1)
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check
