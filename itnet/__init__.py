@@ -95,5 +95,4 @@ def _unknown_name(package: ModuleType, name: str) -> str:
     return f'module {package.__name__!r} has no attribute {name!r}: {where}'
 
 # %% ../nbs/face.ipynb #become
-#| eval: false
-sys.modules[__name__].__class__ = _Package
+if __name__ == 'itnet': sys.modules[__name__].__class__ = _Package          # not where this page is read
