@@ -65,14 +65,27 @@ def _hull(a: Box | None, b: Box | None) -> Box | None:
     if a is None or b is None: return b if a is None else a
     return tuple((min(p[0], q[0]), max(p[1], q[1])) for p, q in zip(a, b))
 
+def _both_ways(support: Box | None, *factors: Box | None) -> Box | None:
+    """Lags that a ring must hold for a support that one factor bounds and another, one-sided, halves.
+
+    What is one-sided without end goes half the way round a ring; beyond that the two would disagree.
+    """
+    def ends(axis: int) -> tuple[int, int]:
+        halved = any((abs(f[axis][0]) == INFINITE) != (abs(f[axis][1]) == INFINITE) for f in factors if f is not None)
+        far = max(map(abs, support[axis]))
+        return (-far, far) if halved and far < INFINITE else (0, 0)
+    return None if support is None else tuple(map(ends, range(len(support))))
+
 @patch
 def times(self: Structure, other: Structure) -> Structure:
     "The structure of the pointwise product of two kernels."
     s, t, positive, needs = self, other, self.positive and other.positive, self.needs_with(other)
+    support = intersect(s.support, t.support)
+    needs['span'] = _hull(needs['span'], _both_ways(support, s.support, t.support))
     both = lambda x, y: None if x is None or y is None else x * y
     return Structure(
         stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
-        rank=both(s.rank, t.rank), support=intersect(s.support, t.support), positive=positive,
+        rank=both(s.rank, t.rank), support=support, positive=positive,
         logarithmic=positive and (s.logarithmic or t.logarithmic),
         state=None if needs['whole_rows'] else both(s.state, t.state), **needs)
 
@@ -93,10 +106,12 @@ def plus(self: Structure, other: Structure) -> Structure:
 @patch
 def within(self: Structure, support: Box) -> Structure:
     "The structure of a kernel that is set to zero outside a box of lags."
-    support, whole = intersect(self.support, support), self.whole_rows or self.normalised
+    given, whole = support, self.whole_rows or self.normalised
+    support = intersect(self.support, given)
+    span = _hull(_hull(self.span, _finite_part(support)), _both_ways(support, self.support, given))
     keeps = support == CAUSAL and not whole
     return replace(self, support=support, position_free=False, normalised=False, dot=self.dot and not self.normalised,
-                   whole_rows=whole, state=self.state if keeps else None, span=_hull(self.span, _finite_part(support)))
+                   whole_rows=whole, state=self.state if keeps else None, span=span)
 
 # %% ../../nbs/kernel/00_structure.ipynb #needs
 @patch

@@ -60,7 +60,8 @@ def lag_box(measure: Measure, support: Box | None = None) -> Box:
     if not any(measure.periodic): return overlap(support or full_box(measure.shape), full_box(measure.shape))
     def ends(n: int, lo: int, hi: int, circle: bool) -> tuple[int, int]:
         if not circle: return max(lo, 1 - n), min(hi, n - 1)
-        return (lo, hi) if -INFINITE < lo and hi < INFINITE else (-((n - 1) // 2), n // 2)
+        nearest = max(lo, -((n - 1) // 2)), min(hi, n // 2)                # what has no end goes half the way round
+        return (lo, hi) if -INFINITE < lo and hi < INFINITE else nearest
     box = support or ((-INFINITE, INFINITE),) * measure.ndim
     return tuple(ends(n, lo, hi, circle) for n, (lo, hi), circle in zip(measure.shape, box, measure.periodic))
 

@@ -35,7 +35,7 @@ class DenseRule(Rule):
     "All pairs of points, strip by strip: any kernel, any measure, O(N²) operations, O(N · tile) numbers held."
     name, elsewhere, mixes = 'dense', True, True
     ways = {'dense': Way('tiles of the full matrix', 8.4e9, 5e-4),
-            'matrices': Way('tiles of the full matrix of matrices', 2.2e9, 3e-4)}
+            'matrices': Way('tiles of the full matrix of matrices', 2.4e9, 6e-4)}
 
     def cost(self, kernel: Kernel, measure: Measure, channels: int) -> Cost:
         p, f, held = per_pair(kernel, measure, channels)
