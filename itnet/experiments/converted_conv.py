@@ -147,7 +147,7 @@ def layer_row(case: TimedConv, speeds: dict, repeat: int, seconds: float, limit:
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #rates
 def conv_rates(rows: list[dict]) -> dict[str, dict[str, float]]:
-    "By way of integrating: `rate` and `overhead` that explain the seconds best, and how far they are `off`, as a factor."
+    "By way of integrating: `rate` and `overhead` that explain the seconds best, and the factor they are `off`."
     points = defaultdict(list)
     for r in rows:
         case = TimedConv(*(r[name] for name in ('taps', 'n', 'kind', 'channels', 'batch')))
