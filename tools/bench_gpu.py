@@ -27,11 +27,12 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from itnet.testing import relative_error, worst_error  # noqa: E402
+from itnet.bench.error import worst_error  # noqa: E402
 from itnet.bench.memory import added_mb  # noqa: E402
 from itnet.bench.record import begin_record  # noqa: E402
 from itnet.bench.timing import clock, quartiles, race, ratio, stepper  # noqa: E402
 from itnet.experiments.conv_case import ConvCase, causal_attention, compulsory_bytes, unfused  # noqa: E402
+from itnet.testing import relative_error  # noqa: E402
 
 # times faster than PyTorch, by length
 PUBLISHED = {256: 5.6, 1024: 7.9, 4096: 6.6, 8192: 5.4, 16384: 2.5, 32768: 3.2, 2**20: 1.7}
