@@ -34,7 +34,7 @@ class DirectRule(Rule):
         s = core(kernel).structure
         return super().missing(kernel, measure, at, mixing) or lacking(
             ('a finite support', is_finite(s.support)), ('a grid, not scattered points', measure.regular),
-            *([] if mixing is None else of_the_lag(kernel, measure)))
+            *of_the_lag(kernel, measure, mixing))
 
     def integrate(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
                   at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
@@ -55,8 +55,9 @@ def _same_everywhere(kernel: Kernel, measure: Measure) -> bool:
     "Whether all rows see the same filter, cut at the ends of the grid alone."
     return kernel.structure.stationary and measure.segments is None and not any(measure.periodic)
 
-def of_the_lag(kernel: Kernel, measure: Measure) -> list[tuple[str, bool]]:
-    "What matrices between channels need for a convolution."
+def of_the_lag(kernel: Kernel, measure: Measure, mixing: Mixing | None) -> list[tuple[str, bool]]:
+    "What matrices between channels need for a convolution; nothing without them."
+    if mixing is None: return []
     return [('a function of the lag', kernel.structure.stationary), ('a grid, not scattered points', measure.regular),
             ('one segment', measure.segments is None)]
 

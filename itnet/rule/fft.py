@@ -62,7 +62,7 @@ class FftRule(Rule):
         return super().missing(kernel, measure, at, mixing) or lacking(
             ('the form separable × stationary', s.rank is not None),
             ('a grid, since it depends on the lag', measure.regular or s.position_free),
-            *([] if mixing is None else of_the_lag(kernel, measure)))
+            *of_the_lag(kernel, measure, mixing))
 
     def integrate(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
                   at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:

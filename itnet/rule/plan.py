@@ -23,6 +23,11 @@ def missing(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = No
     return RULES[rule].missing(kernel, measure, at, mixing)
 
 # %% ../../nbs/rule/80_plan.ipynb #count
+def _cost(rule: str, kernel: Kernel, measure: Measure, channels: int, mixing: Mixing | None) -> Cost:
+    "What a valid rule costs for one batch element."
+    if mixing is not None: return RULES[rule].mixing_cost(kernel, measure, mixing)
+    return RULES[rule].cost(kernel, measure, channels)
+
 def count(kernel: Kernel,
           measure: Measure,
           channels: int,                # d, per head
@@ -30,9 +35,7 @@ def count(kernel: Kernel,
           mixing: Mixing | None = None  # how heads are matrices, if they are; channels do not matter then
          ) -> dict[str, Cost]:
     "What each rule costs for one batch element; rules that are not valid are left out."
-    some = possible(kernel, measure, at, mixing)
-    if mixing is not None: return {rule: RULES[rule].mixing_cost(kernel, measure, mixing) for rule in some}
-    return {rule: RULES[rule].cost(kernel, measure, channels) for rule in some}
+    return {rule: _cost(rule, kernel, measure, channels, mixing) for rule in possible(kernel, measure, at, mixing)}
 
 # %% ../../nbs/rule/80_plan.ipynb #options
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ def choose(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rate
     if len(exact) == 1: return exact[0]
     table, best, least = (rates or current(device_of(kernel))).rates, exact[0], math.inf
     for rule in exact:
-        if mixing is None: c = RULES[rule].cost(kernel, measure, channels)
-        else: c = RULES[rule].mixing_cost(kernel, measure, mixing)
+        c = _cost(rule, kernel, measure, channels, mixing)
         seconds = expected(table[c.way], c.flops, batch, c.once)
         if seconds < least: best, least = rule, seconds
     return best
