@@ -52,6 +52,20 @@ def test_notebooks_are_counted_and_flags_skip_cells(project, capfd):
     assert "wrong sum" in capfd.readouterr().out
 
 
+def test_notebooks_run_as_under_nbdev_test(project, monkeypatch, capfd):
+    "The same cells in the same environment: nothing is switched on for them that plain `nbdev_test` would lack."
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    seen = "import os, json, pathlib; pathlib.Path('seen.json').write_text(json.dumps(dict(os.environ)))"
+    (project / "nbs" / "a.ipynb").write_text(NOTEBOOK % seen.replace('"', "'"))
+    environments = []
+    for run in (lambda: checks.notebooks(argparse.Namespace(k=None)), lambda: checks.command(str(checks.BIN / "nbdev_test"), "--n_workers", "1")):
+        run()
+        environments.append(json.loads((project / "nbs" / "seen.json").read_text()))
+    ours, theirs = environments
+    resources = {"OMP_NUM_THREADS", "MPLBACKEND"}
+    assert not {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - resources - {k for k in ours if k.startswith("PYTEST_")}
+
+
 def test_last_line_and_exit_status(monkeypatch, capsys):
     def crash(_): raise RuntimeError("no such tool")
     stages = {"drift": lambda _: checks.Result(), "notebooks": lambda _: checks.Result(3), "tests": lambda _: checks.Result(2, 1), "site": crash}

@@ -34,8 +34,7 @@ class Result:
 def command(*args: str, cwd: Path | None = None, **env: str) -> int:
     "Exit status of a command, run in the project and printing for itself."
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    interpret = {} if shutil.which("nvidia-smi") else {"TRITON_INTERPRET": "1"}        # GPU kernels run on the CPU; read when triton is imported
-    return subprocess.run(args, cwd=cwd or ROOT, env={**interpret, **os.environ, "PATH": path, **env}).returncode
+    return subprocess.run(args, cwd=cwd or ROOT, env={**os.environ, "PATH": path, **env}).returncode
 
 
 # --- drift: itnet/ is what the notebooks export, and the notebooks are clean
