@@ -94,6 +94,28 @@ def test_drift_is_found_and_the_tree_is_left_alone(project, capfd):
     assert checks.drift(None).failed
 
 
+MODULE = "#| default_exp %s\\n\", \"#| export\\n\", \"%s"
+
+
+@pytest.mark.parametrize("notebooks, names", [
+    ({"a": "#| default_exp a", "b": "#| default_exp b", "c": "1 +", "_draft": "#| default_exp a"}, []),                            # a demo is not exported
+    ({"a": MODULE % ("one", "x = 1"), "sub/b": MODULE % ("one", "y = 1")}, [("nbs/a.ipynb", "nbs/sub/b.ipynb", "one module, one:")]),
+    ({"a": MODULE % ("one", "def f(:")}, [("nbs/a.ipynb", "cell a", "line 3")]),
+    ({"a": "#|exporti\\n\", \"x = 1"}, [("nbs/a.ipynb", "no `#| default_exp`")]),
+    ({"a": "#| default_exp a\\n\", \"#| default_exp b"}, [("nbs/a.ipynb", "2 times: a, b")]),
+    ({"a": "\"<<<<<<<"}, [("nbs/a.ipynb", "not a notebook")])], ids=["good", "twice", "syntax", "nowhere", "two", "conflict"])
+def test_what_an_export_would_lose_is_named(project, capfd, notebooks, names):
+    "nbdev says nothing about the first two, and names no notebook for the third."
+    for name, source in notebooks.items():
+        path = project / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(NOTEBOOK % source)
+    found = checks.unexportable(checks.texts(project / "nbs", "*.ipynb"))
+    assert len(found) == len(names) and all(part in line for line, parts in zip(found, names) for part in parts)
+    if names:
+        assert checks.drift(None).failed and found[0] in capfd.readouterr().out
+
+
 # --- tools/run.py
 
 def run_notebook(project: Path, source: str) -> subprocess.CompletedProcess:
