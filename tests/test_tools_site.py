@@ -159,9 +159,11 @@ def test_search_is_readable(tmp_path):
 
 
 def test_outputs_are_described_and_repeat_nothing():
-    before = [cell("# Page\n\n## Taps\n\nThe *filter* $\\kappa \\le \\frac{1}{2}$ of a [line](a.ipynb).\n\n$$ x $$", "markdown"), cell("f()")]
+    before = [cell("# Page\n\n## Taps\n\nThe *filter* $\\kappa \\le \\frac{1}{2}$ of a [line](a.ipynb). Drawn.\n\n$$ x $$", "markdown"), cell("f()")]
     picture = build_site.shown({"data": {"image/png": "AA\n", "text/plain": "<Figure>"}}, before)
-    assert picture["data"] == {"text/html": '<img src="data:image/png;base64,AA" class="img-fluid" alt="The filter κ ≤ 1/2 of a line.">'}
+    assert picture["data"] == {"text/html": '<img src="data:image/png;base64,AA" class="img-fluid" alt="The filter κ ≤ 1/2 of a line. Drawn.">'}
+    rest = [cell("$$ x $$\n\nand so on. " + "Here is a line. " * 30, "markdown")]
+    assert plain.described(rest) == " ".join(["Here is a line."] * 15) and plain.described([]) == "figure"
     doc = "---\n\n[source](https://x.org/a.py#L1){target=\"_blank\"}\n\n### %s\n\ntext"
     for name, heading in (("Taps", ""), ("Taps.filter", "### Taps.filter\n\n")):
         out = build_site.shown({"data": {"text/markdown": doc % name}}, before)

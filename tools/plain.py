@@ -57,6 +57,7 @@ def described(before: list[dict], limit: int = 240) -> str:
         blocks = [b.strip() for b in re.split(r"\n\s*\n", re.sub(r"```.*?```|\$\$.*?\$\$", "", joined(cell["source"]), flags=re.S))]
         if not (words := [w for b in blocks if b and b[0] not in "#|:<" and (w := without_marks(b))]): continue
         text, *more = SENTENCE.split(words[-1])
+        if text[0].islower() and more: text, *more = more                                # the end of a sentence around an equation
         for sentence in more:
             if len(text) + len(sentence) < limit: text += f" {sentence}"
             else: break
