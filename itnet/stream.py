@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from .measure.measure import Measure
+from .measure.missing import fill_missing
 from .kernel.structure import Decay
 from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
+from .rule.base import entered
 from .rule.scan import advance, scan
 
 # %% ../nbs/stream.ipynb #state
@@ -112,16 +114,18 @@ def step(kernel: Kernel,
     "Continue a stream by n ≥ 1 points. ValueError for a kernel without a finite state or a state that does not fit."
     measure = measure or Measure.sequence(v.shape[-2])
     _check_step(kernel, measure, u, v, state)
-    inner, new = core(kernel), slice(-measure.n, None)
-    line = measure if state is None else _window(state, measure)
+    new, line = slice(-measure.n, None), measure if state is None else _window(state, measure)
+    u = fill_missing(u, measure)
     seen = u if state is None or u is None else torch.cat([state.u, u], 1)
-    left, right = read(inner, line, seen)
+    kernel, x, function = entered(kernel, measure, v, seen)
+    inner = core(kernel)
+    left, right = read(inner, line, function)
     d = inner.recurrence(line, left, right)
     left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
     start = None if state is None else state.sums
     before = None if state is None or state.segments is None else state.segments[:, -1:]
-    y, sums = advance(kernel, measure, left, right, Decay(*d), v, start=start, before=before, final=True)
+    y, sums = advance(kernel, measure, left, right, Decay(*d), x, start=start, before=before, final=True)
     k = max(1, context(inner))
     tail = lambda x: None if x is None else x[:, -k:]
     place = line.positions(v.device)[:, -k:, 0].double()
-    return y, State(sums, place, tail(seen), tail(line.weight), tail(line.segments))
+    return y.to(v.dtype), State(sums, place, tail(seen), tail(line.weight), tail(line.segments))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
+from ..measure.missing import fill_missing
 from ..kernel.base import Kernel
 from ..kernel.stationary import Implicit, Taps
 from ..kernel.content import ExpDot, Projection, Separable, merge_heads, split_heads
@@ -92,6 +93,7 @@ def forward(self: ITBlock,
             measure: Measure
            ) -> Tensor:                      # (B, *S, D)
     check_input(u, measure, self.z.weight)
+    u = fill_missing(u, measure)
     n = self.norm(u)
     u = u + self.out(self.mix(n, measure) * F.silu(self.z(n)))
     return u + self.mlp(self.norm_mlp(u))

@@ -9,7 +9,7 @@ __all__ = ['mix', 'mixing_of']
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
-from .base import RULES, Mixing, checked
+from .base import RULES, Mixing, checked, entered
 from .plan import choose
 from .rates import current
 
@@ -25,10 +25,12 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
     if rule != 'auto': how = checked(rule, kernel, measure, None, mixing)
     else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
-    x = v if measure.weight is None else v * measure.weight[..., None].to(v.dtype)
+    kernel, x = entered(kernel, measure, v.flatten(1, -2)[:, None], half='mix' in how.half)
+    x = x[:, 0].unflatten(1, measure.shape)
+    if measure.weight is not None: x = x * measure.weight[..., None].to(x.dtype)
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
     y = how.mix(kernel, measure, x, mixing)
-    return y.flatten(1, 2).movedim(1, -1)
+    return y.flatten(1, 2).movedim(1, -1).to(v.dtype)
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check
 def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: int = 1,
