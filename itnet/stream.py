@@ -14,6 +14,7 @@ from .kernel.structure import Decay
 from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
+from .rule.reach import contained
 from .rule.scan import advance, scan
 
 # %% ../nbs/stream.ipynb #state
@@ -103,6 +104,17 @@ def _some_points(x, some: slice):
     if isinstance(x, Tensor): return x[:, :, some]
     return tuple(_some_points(part, some) for part in x)
 
+def _new_points(kernel: Kernel, line: Measure, new: Measure, u: Tensor | None, v: Tensor, state: State | None
+               ) -> tuple[Tensor, Tensor]:
+    "Outputs at the new points, the last of a line on which u is known, and the next sums."
+    inner = core(kernel)
+    left, right = read(inner, line, u)
+    d = inner.recurrence(line, left, right)
+    left, right, d = (_some_points(x, slice(-new.n, None)) for x in (left, right, (d.phi, d.gate, d.psi)))
+    start = None if state is None else state.sums
+    before = None if state is None or state.segments is None else state.segments[:, -1:]
+    return advance(kernel, new, left, right, Decay(*d), v, start=start, before=before, final=True)
+
 def step(kernel: Kernel,
          u: Tensor | None,                  # (B, n, D) what the kernel reads, at the new points
          v: Tensor,                         # (B, H, n, d) what is integrated
@@ -112,16 +124,11 @@ def step(kernel: Kernel,
     "Continue a stream by n ≥ 1 points. ValueError for a kernel without a finite state or a state that does not fit."
     measure = measure or Measure.sequence(v.shape[-2])
     _check_step(kernel, measure, u, v, state)
-    inner, new = core(kernel), slice(-measure.n, None)
     line = measure if state is None else _window(state, measure)
-    seen = u if state is None or u is None else torch.cat([state.u, u], 1)
-    left, right = read(inner, line, seen)
-    d = inner.recurrence(line, left, right)
-    left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
-    start = None if state is None else state.sums
-    before = None if state is None or state.segments is None else state.segments[:, -1:]
-    y, sums = advance(kernel, measure, left, right, Decay(*d), v, start=start, before=before, final=True)
-    k = max(1, context(inner))
+    join = lambda new: new if state is None or new is None else torch.cat([state.u, new], 1)
+    def run(kernel, u, v): return _new_points(kernel, line, measure, join(u), v, state)
+    y, sums = contained(run, kernel, measure, u, v)
+    k = max(1, context(core(kernel)))
     tail = lambda x: None if x is None else x[:, -k:]
     place = line.positions(v.device)[:, -k:, 0].double()
-    return y, State(sums, place, tail(seen), tail(line.weight), tail(line.segments))
+    return y, State(sums, place, tail(join(u)), tail(line.weight), tail(line.segments))

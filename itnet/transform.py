@@ -16,6 +16,7 @@ from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as plans
 from .rule.base import RULES, checked
 from .rule.plan import choose
+from .rule.reach import contained
 from .rule.rates import current
 
 # %% ../nbs/transform.ipynb #check
@@ -61,7 +62,8 @@ def apply(kernel: Kernel,
     _check_dtype(kernel, v)
     if rule != 'auto': how = checked(rule, kernel, measure, at)
     else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
-    return how.integrate(kernel, measure, u, v, at, u_at)
+    def run(kernel, u, v): return how.integrate(kernel, measure, u, v, at, u_at)
+    return contained(run, kernel, measure, u, v, at)
 
 # %% ../nbs/transform.ipynb #transform
 class IntegralTransform(nn.Module):

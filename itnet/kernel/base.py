@@ -26,6 +26,7 @@ class Kernel(nn.Module):
     `recurrence` if it declares a state, `log_values` if it is logarithmic.
     """
     is_kappa = True          # its parameters are trained at a rate of their own and do not decay, see `training.optim`
+    held: tuple[str, ...] = ()      # tensors (B, H, N, ·) that it holds for its inputs, by name
 
     def __init__(self,
                  heads: int,                              # H, kernels side by side

@@ -34,6 +34,8 @@ def _heads(x: Tensor, heads: int, name: str) -> Tensor:
 # %% ../../nbs/kernel/70_given.ipynb #scores
 class Scores(ExpDot):
     "exp(q_i · k_j); `normalise()` makes it attention. A scale such as 1/√d is the caller's, as part of q."
+    held = 'k',
+
     def __init__(self,
                  q: Tensor,                  # (B, H, N, d), at the outputs
                  k: Tensor                   # (B, h, M, d), at the inputs; h divides H: heads may share keys
@@ -48,6 +50,8 @@ class Scores(ExpDot):
 # %% ../../nbs/kernel/70_given.ipynb #terms
 class Terms(Separable):
     "Σ_r φ_r(i) ψ_r(j)."
+    held = 'psi',
+
     def __init__(self,
                  phi: Tensor,                # (B|1, H, N, R), at the outputs
                  psi: Tensor,                # (B|1, h, M, R), at the inputs; h divides H
@@ -67,6 +71,8 @@ class Gates(Selective):
 
     ValueError, when it is integrated, unless points are a line in order.
     """
+    held = 'gate', 'psi'
+
     def __init__(self,
                  phi: Tensor,                # (B|1, H, N, R)
                  gate: Tensor,               # (B|1, h, N, R|1), logarithms, ≤ 0; h divides H

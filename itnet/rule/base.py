@@ -14,6 +14,7 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..kernel.compose import core
+from .reach import contained
 
 # %% ../../nbs/rule/00_base.ipynb #cost
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Rule:
                  at: Measure | None = None, u_at: Tensor | None = None, **options):
         "The integral. ValueError where the rule is not valid; options are those of `integrate`."
         refuse_invalid(self, kernel, measure, at)
-        return self.integrate(kernel, measure, u, v, at, u_at, **options)
+        def run(kernel, u, v): return self.integrate(kernel, measure, u, v, at, u_at, **options)
+        return contained(run, kernel, measure, u, v, at)
 
 def lacking(*needs: tuple[str, bool]) -> str | None:
     "The first of several needs that is not met."
