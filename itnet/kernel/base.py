@@ -69,6 +69,9 @@ class Kernel(nn.Module):
         "The decaying form, for the pairs j ≤ i."
         raise NotImplementedError(f'{type(self).__name__} has no decaying form')
 
+    def known(self, pairs: Pairs) -> Tensor | None:
+        "(B|1, 1, T, C, M) bool: which of these entries are not zero, where that is known better than by the support."
+
     @property
     def _own_matrix(self) -> bool: return type(self).matrix is not Kernel.matrix and type(self).values is Kernel.values
 

@@ -121,6 +121,9 @@ class Table(Kernel):
     def log_values(self, pairs: Pairs, left, right: Tensor) -> Tensor:
         return self._entries(pairs, right) if self.structure.logarithmic else super().log_values(pairs, left, right)
 
+    def known(self, pairs: Pairs) -> Tensor:
+        return (self._entries(pairs, self.table) != (-torch.inf if self.structure.logarithmic else 0)).any(1, True)
+
     def mirrored(self): return Table(self.table.flip((2, 3)), self.structure.logarithmic)
 
 # %% ../../nbs/kernel/70_given.ipynb #skeleton

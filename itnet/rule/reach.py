@@ -40,13 +40,13 @@ def reached_from(bad: Tensor,                   # (b, c, N) bool, some of the po
                  kernel: Kernel, measure: Measure, at: Measure | None = None
                 ) -> Tensor:                    # (b, c, N') bool
     "The outputs at which one of some points can be seen, within its segment."
-    if at is None and measure.regular and measure.segments is None:
+    if at is None and measure.regular and measure.segments is None and type(kernel).known is Kernel.known:
         each = replace(measure, weight=bad.flatten(0, 1).unflatten(1, measure.shape).to(torch.float32))
         return reached(each, lag_box(measure, box)).unflatten(0, bad.shape[:2])
     found = []
     for pairs in strips(kernel, measure, len(bad) * bad.shape[1], at, box):
         seen = torch.ones(1, 1, 1, pairs.tile_size, pairs.slab_size, dtype=torch.bool, device=bad.device)
-        for part in (pairs.same(), None if box is None else pairs.inside(box, bad.device)):
+        for part in (pairs.same(), None if box is None else pairs.inside(box, bad.device), kernel.known(pairs)):
             if part is not None: seen = seen & part
         count = seen.to(torch.float32) @ pairs.columns(bad.unsqueeze(-1).to(torch.float32))
         found.append(pairs.to_grid(count).squeeze(-1) > 0)
