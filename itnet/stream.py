@@ -16,6 +16,7 @@ from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
 from .rule.base import entered
+from .rule.reach import contained
 from .rule.scan import advance, scan
 
 # %% ../nbs/stream.ipynb #state
@@ -105,6 +106,17 @@ def _some_points(x, some: slice):
     if isinstance(x, Tensor): return x[:, :, some]
     return tuple(_some_points(part, some) for part in x)
 
+def _new_points(kernel: Kernel, line: Measure, new: Measure, u: Tensor | None, v: Tensor, state: State | None
+               ) -> tuple[Tensor, Tensor]:
+    "Outputs at the new points, the last of a line on which u is known, and the next sums."
+    inner = core(kernel)
+    left, right = read(inner, line, u)
+    d = inner.recurrence(line, left, right)
+    left, right, d = (_some_points(x, slice(-new.n, None)) for x in (left, right, (d.phi, d.gate, d.psi)))
+    start = None if state is None else state.sums
+    before = None if state is None or state.segments is None else state.segments[:, -1:]
+    return advance(kernel, new, left, right, Decay(*d), v, start=start, before=before, final=True)
+
 def step(kernel: Kernel,
          u: Tensor | None,                  # (B, n, D) what the kernel reads, at the new points
          v: Tensor,                         # (B, H, n, d) what is integrated
@@ -114,18 +126,13 @@ def step(kernel: Kernel,
     "Continue a stream by n ≥ 1 points. ValueError for a kernel without a finite state or a state that does not fit."
     measure = measure or Measure.sequence(v.shape[-2])
     _check_step(kernel, measure, u, v, state)
-    new, line = slice(-measure.n, None), measure if state is None else _window(state, measure)
-    u = fill_missing(u, measure)
-    seen = u if state is None or u is None else torch.cat([state.u, u], 1)
-    kernel, x, function = entered(kernel, measure, v, seen)
-    inner = core(kernel)
-    left, right = read(inner, line, function)
-    d = inner.recurrence(line, left, right)
-    left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
-    start = None if state is None else state.sums
-    before = None if state is None or state.segments is None else state.segments[:, -1:]
-    y, sums = advance(kernel, measure, left, right, Decay(*d), x, start=start, before=before, final=True)
-    k = max(1, context(inner))
+    line = measure if state is None else _window(state, measure)
+    u, before = fill_missing(u, measure), None if state is None else state.u
+    join = lambda before, new: new if before is None or new is None else torch.cat([before, new], 1)
+    inner, x, function, before = entered(kernel, measure, v, u, before)
+    def run(kernel, u, x): return _new_points(kernel, line, measure, join(before, u), x, state)
+    y, sums = contained(run, inner, measure, function, x)
+    k = max(1, context(core(kernel)))
     tail = lambda x: None if x is None else x[:, -k:]
-    place = line.positions(v.device)[:, -k:, 0].double()
+    place, seen = line.positions(v.device)[:, -k:, 0].double(), join(None if state is None else state.u, u)
     return y.to(v.dtype), State(sums, place, tail(seen), tail(line.weight), tail(line.segments))

@@ -17,6 +17,7 @@ from ..measure.missing import drop_uncounted
 from ..kernel.precision import in_half, promoted, single
 from ..kernel.base import Kernel
 from ..kernel.compose import core
+from .reach import contained
 
 # %% ../../nbs/rule/00_base.ipynb #cost
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ def run(self: Rule, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tenso
         at: Measure | None = None, u_at: Tensor | None = None, **options):
     "What `integrate` returns for what counts, summed in float32 at least, in the dtype of v. For rules that are valid."
     kernel, x, u, u_at = entered(kernel, measure, v, u, u_at, half='integrate' in self.half)
-    y = self.integrate(kernel, measure, u, x, at, u_at, **options)
+    def integral(kernel, u, x): return self.integrate(kernel, measure, u, x, at, u_at, **options)
+    y = contained(integral, kernel, measure, u, x, at)
     return y.to(v.dtype) if isinstance(y, Tensor) else tuple(part.to(v.dtype) for part in y)
 
 # %% ../../nbs/rule/00_base.ipynb #check

@@ -17,6 +17,7 @@ from ..kernel.base import Kernel, read
 from ..kernel.compose import core, safe
 from . import chunks
 from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
+from .reach import contained
 from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
@@ -63,7 +64,8 @@ def resume(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
     if sums is not None and tuple(sums.shape) != want:
         raise ValueError(f'sums of shape {tuple(sums.shape)} are of another kernel or batch: expected {want}')
     kernel, x, u = entered(kernel, measure, v, u)
-    y, sums = _in_parts(kernel, measure, u, x, S=sums, final=True)
+    def run(kernel, u, x): return _in_parts(kernel, measure, u, x, S=sums, final=True)
+    y, sums = contained(run, kernel, measure, u, x)
     return y.to(v.dtype), sums
 
 # %% ../../nbs/rule/40_scan.ipynb #lines
