@@ -18,7 +18,7 @@ from torch import Tensor
 # %% ../../nbs/data/01_columns.ipynb #columns
 @dataclass(frozen=True)
 class Columns:
-    "A split of a data set as a table; `text`, `labels` and `pixels` read a column of it. ValueError says what is wrong."
+    "One split as a table; `text`, `labels` and `pixels` read a column of it. ValueError says what is wrong."
     table: Any # pyarrow.Table
     where: str # what messages call it, such as "data set 'imdb', split 'train'"
     def __len__(self) -> int: return self.table.num_rows
@@ -79,12 +79,12 @@ def labels(self: Columns,
     import pyarrow as pa
     found = self.column(name)
     if not (pa.types.is_integer(found.type) or pa.types.is_boolean(found.type)):
-        raise self.error(name, None, f'holds {found.type}, expected classes: store integers from 0 to {classes - 1}')
+        raise self.error(name, None, f'holds {found.type}, expected classes: store integers 0 to {classes - 1}')
     values = found.to_numpy()
     wrong = np.flatnonzero((values < 0) | (values > classes - 1))
     if len(wrong):
-        raise self.error(name, int(wrong[0]), f'is {values[wrong[0]]}, and {len(wrong):,} of {len(values):,} are out of '
-                         f'range: labels of {classes} classes are from 0 to {classes - 1}')
+        raise self.error(name, int(wrong[0]), f'is {values[wrong[0]]}, and {len(wrong):,} of {len(values):,} are out '
+                         f'of range: labels of {classes} classes are from 0 to {classes - 1}')
     return torch.from_numpy(values.astype(np.int64))
 
 # %% ../../nbs/data/01_columns.ipynb #pixels

@@ -92,7 +92,9 @@ def check_splits(data: Data, sets: dict[str, Indexed]) -> None:
             if not _classes(values) or name == 'labels' and data.spec.loss is not cross_entropy: continue
             check_range(values, size, f'split {split!r}, {name}')
 
-def _classes(values) -> bool: return isinstance(values, Tensor) and not (values.is_floating_point() or values.is_complex())
+def _classes(values) -> bool:
+    "Is it a tensor of integers?"
+    return isinstance(values, Tensor) and not (values.is_floating_point() or values.is_complex())
 
 # %% ../../nbs/data/40_module.ipynb #module
 class DataModule(lightning.LightningDataModule):
@@ -146,7 +148,7 @@ def test_dataloader(self: DataModule) -> Loader:
 @patch
 def on_before_batch_transfer(self: DataModule, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
     "The batch, still on the CPU. ValueError for classes and tokens that the data do not declare."
-    split = 'train' if self.trainer.training else 'test' if self.trainer.testing else 'validation'
+    split = 'train' if self.trainer.training else {'test': 'test'}.get(self.trainer.state.stage, 'validation')
     x, target = batch['x'], batch['target']
     if _classes(x): check_range(x, self.spec.inputs, f'split {split!r}, tokens of a batch')
     if _classes(target) and self.spec.loss is cross_entropy:

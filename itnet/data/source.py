@@ -164,7 +164,7 @@ def read_split(name: str, # name of the data set
                path: str | Path | None = None, # explicit file or folder, see `resolve`
                revision: str | None = None, # full commit hash on the hub instead of the pinned one
     ) -> Columns:
-    "One split of a data set in memory. `DataNotFound` as `resolve` raises it; ValueError for a file that is no Parquet."
+    "One split of a data set in memory. `DataNotFound` as in `resolve`; ValueError for a file that is no Parquet."
     import pyarrow.parquet as pq
     file, where = resolve(name, split, path, revision), f'data set {name!r}, split {split!r}'
     try: return Columns(pq.read_table(file, partitioning=None), where)
