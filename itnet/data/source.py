@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HUB', 'checksum', 'derive_seed', 'generator', 'Hub', 'DataNotFound', 'resolve', 'read_split', 'cached', 'Indexed',
-           'collate', 'Data', 'check_integers']
+           'collate', 'Data', 'check_sizes', 'check_integers']
 
 # %% ../../nbs/data/00_source.ipynb #imports
 import difflib
@@ -17,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 import numpy as np
 import torch
@@ -246,12 +247,18 @@ class Data:
         return {k: v.checksum() for k, v in self.splits().items()}
 
 # %% ../../nbs/data/00_source.ipynb #positive
+def check_sizes(owner: str, # whose sizes these are, for the message
+                least: int = 1, # smallest valid value
+                **sizes: int, # by name
+    ) -> None:
+    "Raise ValueError, naming size, value and bound, unless each is an integer ≥ `least`."
+    for name, v in sizes.items():
+        if isinstance(v, bool) or not isinstance(v, Integral) or v < least:
+            raise ValueError(f'{owner}.{name} must be an integer ≥ {least}, got {v!r}')
+
 def check_integers(owner: object, # dataclass instance whose fields are checked
                    *fields: str, # names of integer fields
                    least: int = 1, # smallest valid value
     ) -> None:
-    "Raise ValueError, naming field, value and bound, unless each field is an integer ≥ `least`."
-    for f in fields:
-        v = getattr(owner, f)
-        if isinstance(v, bool) or not isinstance(v, int) or v < least:
-            raise ValueError(f'{type(owner).__name__}.{f} must be an integer ≥ {least}, got {v!r}')
+    "`check_sizes` of fields."
+    check_sizes(type(owner).__name__, least, **{f: getattr(owner, f) for f in fields})
