@@ -106,11 +106,15 @@ class Rule:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words
 
+    def on(self, kernel: Kernel) -> 'Rule':
+        "The rule by which this one integrates a kernel: another where that is known by its parts alone."
+        return kernel.indirectly(self) if kernel.structure.indirect else self
+
     def __call__(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
                  at: Measure | None = None, u_at: Tensor | None = None, **options):
         "The integral. ValueError where the rule is not valid; options are those of `integrate`."
         refuse_invalid(self, kernel, measure, at)
-        return self.integrate(kernel, measure, u, v, at, u_at, **options)
+        return self.on(kernel).integrate(kernel, measure, u, v, at, u_at, **options)
 
 def lacking(*needs: tuple[str, bool]) -> str | None:
     "The first of several needs that is not met."
