@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measure.lags import INFINITE, Box, intersect, lag_box, overlap
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from .structure import CAUSAL, Structure
+from .structure import CAUSAL, Structure, _finite_part, _hull
 from .base import Kernel, batch_size, read, strips
 from .compose import Normalised, Wrapped, _Pair, core, keep
 
@@ -70,10 +70,15 @@ def after(self: Structure, other: Structure) -> Structure:
     whole, support = needs.pop('whole_rows'), _sum_of_lags(s.support, t.support)
     both = lambda x, y: None if x is None or y is None or whole else x + y
     hollow = bool(support) and s.causal and t.causal and (s.strictly_causal or t.strictly_causal)
-    span = Structure(support=support).needs_with(Structure(span=needs['span']))['span']
+    span = _hull(_hull(needs['span'], None if support is None else _finite_part(support)), _hull(_endless(s.support), _endless(t.support)))
     return Structure(rank=both(s.rank, t.rank), state=both(s.state, t.state), support=support, hollow=hollow,
                      position_free=s.position_free and t.position_free, indirect=True, whole_rows=whole,
                      **needs | dict(span=span))
+
+def _endless(support: Box | None) -> Box | None:
+    "Lags without end along axes where a support has one end alone, as no ring holds them; lag zero along the others."
+    if support is None: return None
+    return tuple((0, INFINITE) if (abs(lo) == INFINITE) != (abs(hi) == INFINITE) else (0, 0) for lo, hi in support)
 
 def _sum_of_lags(a: Box | None, b: Box | None) -> Box | None:
     "Every lag that is one of a and one of b, one after the other."

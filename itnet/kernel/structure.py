@@ -144,7 +144,7 @@ def _missing_on_rings(self: Structure, measure: Measure) -> str | None:
     infinite = ((-INFINITE, INFINITE),) * measure.ndim
     for ends, (lo, hi), n, ring in zip(self.support or infinite, self.span or ((0, 0),) * measure.ndim,
                                        measure.shape, measure.periodic):
-        if ring and (abs(ends[0]) == INFINITE) != (abs(ends[1]) == INFINITE):
+        if ring and (hi == INFINITE or (abs(ends[0]) == INFINITE) != (abs(ends[1]) == INFINITE)):
             return 'a line, since a periodic axis has no past'
         if ring and hi - lo + 1 > n:
             return f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'
