@@ -27,7 +27,7 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
     x = v if measure.weight is None else v * measure.weight[..., None].to(v.dtype)
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
-    y = how.mix(kernel, measure, x, mixing)
+    y = how.on(kernel).mix(kernel, measure, x, mixing)
     return y.flatten(1, 2).movedim(1, -1)
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check

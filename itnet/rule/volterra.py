@@ -20,9 +20,9 @@ from ..measure.pairs import Pairs
 from ..measure.segments import unpack
 from ..kernel.structure import Decay, Factors
 from ..kernel.base import Kernel, batch_size, read, strips
-from ..kernel.resolvent import Composition, Resolvent, bounded, solve_unit
+from ..kernel.resolvent import Composition, Resolvent, between_channels, bounded, solve_unit
 from . import scan as scans
-from .base import BYTES, Cost, Rule
+from .base import BYTES, Cost, Mixing, Rule
 from .chunks import Chunks
 from .dense import dense, weighted_factors
 from .fft import fft
@@ -42,6 +42,7 @@ class InTurn(Rule):
         total = [sum(getattr(c, name) for c in each) for name in ('flops', 'moved', 'held', 'once')]
         return Cost(max(each, key=lambda c: c.flops).way, *total)
 
+    def mix(self, kernel, measure, x, mixing): return self.rule.mix(kernel, measure, x, mixing)          # by its matrix
     def describe(self, cost, kernel, measure, rows): return f'{len(kernel.sequence)} integrals, one after another'
 
 @patch
@@ -92,6 +93,22 @@ def _next_rows(kernel: Kernel, pairs: Pairs, left, right, x: Tensor, y: Tensor, 
     with torch.autocast(x.device.type, enabled=False):
         if known: z = z + (before @ earlier.to(before.dtype))
         return solve_unit(here, z).to(x.dtype)
+
+# %% ../../nbs/rule/45_volterra.ipynb #mix
+@patch
+def mix(self: DenseSolve, kernel: Resolvent, measure: Measure, x: Tensor, mixing: Mixing) -> Tensor:
+    "The solution for matrices between channels, x (B, G, C, *S) -> (B, G, O, *S'), from one triangular matrix."
+    if kernel.channels != mixing.inputs: return dense.mix(kernel, measure, x, mixing)
+    K, C, w = between_channels(kernel.kernel.matrix(measure), kernel.channels), kernel.channels, measure.weight
+    v = x.flatten(3).transpose(2, 3)                                                        # (B, G, N, C), weighted
+    if w is not None:
+        w = w.flatten(1).to(v.dtype)[:, None, :, None]
+        K, v = K * w.expand(-1, -1, -1, C).flatten(2).unsqueeze(2), torch.where(w == 0, 0., v / torch.where(w == 0, 1., w))
+    v = v.flatten(2)
+    if len(K) == 1: y = solve_unit(K[0], v.movedim(0, -1)).movedim(-1, 0)
+    else: y = solve_unit(K, v.unsqueeze(-1)).squeeze(-1)
+    y = bounded(y.to(x.dtype), kernel, measure, None, x).unflatten(2, (-1, C)).transpose(2, 3)
+    return mixing.sampled(y.unflatten(-1, measure.shape))
 
 # %% ../../nbs/rule/45_volterra.ipynb #series
 def series_inverse(k: Tensor             # (..., n), coefficients of a power series that begins with 0
