@@ -59,7 +59,8 @@ def composed(draw: random.Random, dims: int, depth: int) -> Kernel:
     window = lambda: tuple(draw.randint(0, 5) for _ in range(dims))
     operations = [lambda: less() * less(), lambda: less() + less(), lambda: less().restrict(window()),
                   lambda: less().restrict(causal=True, dims=dims), lambda: less().normalise(),
-                  lambda: less().spectral_normalise()]
+                  lambda: less().spectral_normalise(), lambda: less() @ less(), lambda: less().past(),
+                  lambda: less().past().resolvent()]
     while True:
         try: return draw.choice(operations)()
         except ValueError: pass

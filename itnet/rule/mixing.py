@@ -30,7 +30,7 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     x = x[:, 0].unflatten(1, measure.shape)
     if measure.weight is not None: x = x * measure.weight[..., None].to(x.dtype)
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
-    def run(x: Tensor) -> Tensor: return how.mix(kernel, measure, x, mixing)
+    def run(x: Tensor) -> Tensor: return how.on(kernel).mix(kernel, measure, x, mixing)
     y = run(x)
     if not finite(y): y = joined(y, run(numbers(x)), _spoiled(x, kernel, measure, mixing))
     return y.flatten(1, 2).movedim(1, -1).to(v.dtype)

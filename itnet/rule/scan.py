@@ -78,7 +78,7 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     C = size or chunk_size(R, d)
     each = R * d if walks(inner, decay, d) else C + R + d
     step = max(1, PART // (max(1, len(v)) * v.shape[1] * C * each)) * C
-    if _by_fused_chunks(decay, measure, v): step = measure.n
+    if _by_fused_chunks(inner, decay, measure, v): step = measure.n
     ys, before, count = [], None, -(-measure.n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
         part = _piece(measure, k * step, (k + 1) * step)
@@ -113,13 +113,13 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
         run = line.walk if walks(inner, decay, z.shape[-1]) else line.integrate
         y, S = run(z, first, before, final)
         return apart(y, x), None if S is None else apart(S, x)
-    fused = _by_fused_chunks(decay, measure, x)
+    fused = _by_fused_chunks(inner, decay, measure, x)
     y, S = attempt('chunks', lambda: _fused(decay, x, start), plain) if fused else plain()
     return (y if inner is kernel else y[..., :-1] / safe(y[..., -1:])), S
 
-def _by_fused_chunks(decay: Decay, measure: Measure, x: Tensor) -> bool:
+def _by_fused_chunks(kernel: Kernel, decay: Decay, measure: Measure, x: Tensor) -> bool:
     "Whether the fused kernel covers this case."
-    return measure.segments is None and decay.terms <= 128 and usable(x)
+    return measure.segments is None and not kernel.structure.hollow and decay.terms <= 128 and usable(x)
 
 def _fused(decay: Decay, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
     "Output and final sums by the fused kernel."
