@@ -72,14 +72,16 @@ class FftRule(Rule):
             return turn(rows.put(turn(y), turn(v)))
         inner = core(kernel)
         f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
-        return _normalised(v, f, measure) if isinstance(kernel, Normalised) else _gated(v, f, measure)
+        if not isinstance(kernel, Normalised): return _gated(v, f, measure)
+        return _normalised(v, f, measure, inner.structure.hollow)
 
 fft = FftRule()
 
-def _normalised(v: Tensor, f: Factors, measure: Measure) -> Tensor:
+def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
     if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))  # its scale cancels, so it must not round
-    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, f.box)
+    box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
+    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
     if f.kappa is not None:                                                          # below this it is rounding
         z = z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True))
     y = y / safe(z)
@@ -92,8 +94,8 @@ def packed_rows(measure: Measure) -> tuple[float, int]:
     "How many rows a batch element becomes, one per segment, and how long they are; while compiling, the row as it is."
     if measure.segments is None or torch.compiler.is_compiling(): return 1, measure.n
     if measure not in _PACKED:
-        index = unpack(measure, len(measure.segments)).index
-        _PACKED[measure] = len(index) / len(measure.segments), index.shape[1]
+        index = unpack(measure, measure.batch).index
+        _PACKED[measure] = len(index) / measure.batch, index.shape[1]
     return _PACKED[measure]
 
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:
