@@ -264,7 +264,7 @@ def test_what_is_stored_is_what_is_trained():
     assert {kind for name, kind in kinds.items() if "linear" in name} == {torch.bfloat16}            # products stay as they are
     seen = []
     class Seen(Taps):
-        def factors(self, *args): seen.append(self); return super().factors(*args)
+        def right(self, *args): seen.append(self); return super().right(*args)
     k = Seen(H, 3)
     apply(k, Measure.sequence(5), None, torch.randn(1, H, 5, C))
     assert seen and all(x is k for x in seen)
@@ -303,7 +303,7 @@ def test_a_wrong_answer_fails():
     k, v = Implicit(H, 64).bfloat16(), torch.randn(1, H, 300, C).bfloat16()
     line, exact = Measure.sequence(300), copy.deepcopy(k).double()
     K = k.values(*_pairs(k, line)).squeeze(2)
-    assert roundings(K @ v, apply(exact, line, None, v.double(), "dense")) > 10 * BOUND
+    assert roundings(K @ v, apply(exact, line, None, v.double(), "dense")) > 3 * BOUND
 
 
 def _pairs(k: Kernel, line: Measure):
