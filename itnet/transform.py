@@ -61,6 +61,10 @@ def apply(kernel: Kernel,
     _check_points(measure, u, v, ('measure', 'u'))
     if at is not None: _check_points(at, u_at, v, ('measure `at`', 'u_at'))
     _check_dtype(kernel, v)
+    if rule == 'auto' and len(kernel.sequence) > 1:                # each by its own cheapest rule
+        checked('dense', kernel, measure, at)
+        for part in reversed(kernel.sequence): v = apply(part, measure, u, v)
+        return v
     if rule != 'auto': how = checked(rule, kernel, measure, at)
     else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
     return how.run(kernel, measure, u, v, at, u_at)

@@ -28,6 +28,7 @@ class Kernel(nn.Module):
     `recurrence` if it declares a state, `log_values` if it is logarithmic.
     """
     is_kappa = True          # its parameters are trained at a rate of their own and do not decay, see `training.optim`
+    held: tuple[str, ...] = ()      # tensors (B, H, N, ·) that it holds for its inputs, by name
 
     def __init__(self,
                  heads: int,                              # H, kernels side by side
@@ -69,6 +70,9 @@ class Kernel(nn.Module):
     def recurrence(self, measure: Measure, left, right) -> Decay:
         "The decaying form, for the pairs j ≤ i."
         raise NotImplementedError(f'{type(self).__name__} has no decaying form')
+
+    def known(self, pairs: Pairs) -> Tensor | None:
+        "(B|1, 1, T, C, M) bool: which of these entries are not zero, where that is known better than by the support."
 
     @property
     def _own_matrix(self) -> bool: return type(self).matrix is not Kernel.matrix and type(self).values is Kernel.values

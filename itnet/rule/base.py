@@ -17,6 +17,7 @@ from ..measure.missing import drop_uncounted
 from ..kernel.precision import in_half, promoted, single
 from ..kernel.base import Kernel
 from ..kernel.compose import core
+from .reach import contained
 
 # %% ../../nbs/rule/00_base.ipynb #cost
 @dataclass(frozen=True)
@@ -110,6 +111,10 @@ class Rule:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words
 
+    def on(self, kernel: Kernel) -> 'Rule':
+        "The rule by which this one integrates a kernel: another where that is known by its parts alone."
+        return kernel.indirectly(self) if kernel.structure.indirect else self
+
     def __call__(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
                  at: Measure | None = None, u_at: Tensor | None = None, **options):
         "The integral. ValueError where the rule is not valid; options are those of `integrate`."
@@ -140,7 +145,8 @@ def run(self: Rule, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tenso
         at: Measure | None = None, u_at: Tensor | None = None, **options):
     "What `integrate` returns for what counts, summed in float32 at least, in the dtype of v. For rules that are valid."
     kernel, x, u, u_at = entered(kernel, measure, v, u, u_at, half='integrate' in self.half)
-    y = self.integrate(kernel, measure, u, x, at, u_at, **options)
+    def integral(kernel, u, x): return self.on(kernel).integrate(kernel, measure, u, x, at, u_at, **options)
+    y = contained(integral, kernel, measure, u, x, at)
     return y.to(v.dtype) if isinstance(y, Tensor) else tuple(part.to(v.dtype) for part in y)
 
 # %% ../../nbs/rule/00_base.ipynb #check

@@ -73,14 +73,16 @@ class FftRule(Rule):
             return turn(rows.put(turn(y), turn(v)))
         inner = core(kernel)
         f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
-        return _normalised(v, f, measure) if isinstance(kernel, Normalised) else _gated(v, f, measure)
+        if not isinstance(kernel, Normalised): return _gated(v, f, measure)
+        return _normalised(v, f, measure, inner.structure.hollow)
 
 fft = FftRule()
 
-def _normalised(v: Tensor, f: Factors, measure: Measure) -> Tensor:
+def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
     if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))  # its scale cancels, so it must not round
-    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, f.box)
+    box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
+    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
     if f.kappa is not None:                                                          # below this it is rounding
         z = z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True))
     y = y / safe(z)
