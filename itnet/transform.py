@@ -13,6 +13,7 @@ from torch import Tensor
 from .measure.measure import Measure
 from .measure.missing import fill_missing
 from .kernel.base import Kernel
+from .kernel.precision import autocasts
 from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as plans
 from .rule.base import RULES, checked
@@ -42,7 +43,7 @@ def _check_heads(kernel: Kernel, measure: Measure, v: Tensor) -> Tensor:
 def _check_dtype(kernel: Kernel, v: Tensor) -> None:
     "ValueError unless values have the dtype of the kernel's parameters, autocast aside."
     own = next((p.dtype for p in kernel.parameters()), v.dtype)
-    if own != v.dtype and not torch.is_autocast_enabled(v.device.type):
+    if own != v.dtype and not autocasts(v):
         raise ValueError(f'values of dtype {v.dtype} do not fit a kernel of dtype {own}: convert one of them')
 
 # %% ../nbs/transform.ipynb #apply
@@ -127,7 +128,7 @@ def check_input(u: Tensor,
     if u.ndim != measure.ndim + 2 or tuple(u.shape[1:-1]) != measure.shape or u.shape[-1] != dim:
         want = ', '.join(map(str, measure.shape))
         raise ValueError(f'u of shape {tuple(u.shape)} does not fit: expected (B, {want}, {dim})')
-    if u.dtype != weight.dtype and not (u.is_floating_point() and torch.is_autocast_enabled(u.device.type)):
+    if u.dtype != weight.dtype and not (u.is_floating_point() and autocasts(u)):
         raise ValueError(f'u has dtype {u.dtype}, the weights {weight.dtype}: convert one of them')
 
 # %% ../nbs/transform.ipynb #explain

@@ -104,11 +104,12 @@ def matrix(self: Kernel,
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
     self.structure.check(measure, at)
     pairs, dtype = Pairs.all(measure, at), next((p.dtype for p in self.parameters()), None)
-    kernel = promoted(self) if dtype in HALF else self
+    half = dtype in HALF and (u is None or u.dtype in HALF)
+    kernel = promoted(self) if half else self
     left, right = read(kernel, measure, single(u), at, single(u_at))
     K, same = kernel.values(pairs, left, right), pairs.same()
     K = (K if same is None else K * same).squeeze(2)
-    return K.to(dtype) if dtype in HALF else K
+    return K.to(dtype) if half else K
 
 def read(kernel: Kernel, measure: Measure, u: Tensor | None, at: Measure | None = None, u_at: Tensor | None = None):
     "What the kernel needs of u, (left, right); what is missing at points of weight zero is not read."

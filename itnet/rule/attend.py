@@ -30,7 +30,8 @@ def _seen(pairs: Pairs, support: Box | None, device) -> Tensor:
 
 def _log_weights(pairs: Pairs, mask: Tensor, like: Tensor) -> Tensor:
     "The mask with the logarithms of weights, in float32 at least, if some are neither 0 nor 1."
-    if torch.compiler.is_compiling() or not (pairs.measure.mask == pairs.measure.weight).all():
+    unread = torch.compiler.is_compiling() or like.is_meta            # then the weights cannot be looked at
+    if unread or not (pairs.measure.mask == pairs.measure.weight).all():
         log = pairs.column_weight(torch.promote_types(like.dtype, torch.float32), like.device).mT
         return torch.where(log > 0, log, 1.).log().masked_fill(~mask, -torch.inf)
     return mask
@@ -57,7 +58,8 @@ def _needs_no_mask(measure: Measure, support: Box | None) -> bool:
 # %% ../../nbs/rule/15_attend.ipynb #attend
 class AttendRule(Rule):
     "A softmax of dot products by fused attention: O(N²) operations, O(N) numbers held."
-    name, elsewhere, half, remedy = 'attend', True, ('integrate',), 'compose the kernel as ExpDot(…).restrict(…).normalise()'
+    name, elsewhere, half = 'attend', True, ('integrate',)
+    remedy = 'compose the kernel as ExpDot(…).restrict(…).normalise()'
     ways = {'attend': Way('fused attention', 2.3e10, 6e-4)}
 
     def missing(self, kernel, measure, at=None, mixing=None):

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.missing import drop_uncounted
-from ..kernel.precision import in_half, promoted, single
+from ..kernel.precision import in_single
 from ..kernel.base import Kernel
 from ..kernel.compose import core
 from .reach import contained
@@ -136,9 +136,7 @@ def entered(kernel: Kernel, measure: Measure, v: Tensor, *functions: Tensor | No
 
     Values stay as they are stored if `half`.
     """
-    v = drop_uncounted(v, measure)
-    if not in_half(kernel, v): return kernel, v, *functions
-    return promoted(kernel), v if half else single(v), *map(single, functions)
+    return in_single(kernel, drop_uncounted(v, measure), *functions, half=half)
 
 @patch
 def run(self: Rule, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,

@@ -95,7 +95,8 @@ def mix(self: DirectRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: M
         if not ring and 0 <= before and after <= before < after + r.step: padding[axis] = before
         else: x = _extend(x, 3 + axis, before, after, ring)
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
-    weights, every = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs)), tuple(r.step for r in mixing.rows)       # (G·O, C, *L)
+    weights = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs))                                  # (G·O, C, *L)
+    every = tuple(r.step for r in mixing.rows)
     y = conv(x.flatten(1, 2), weights, None, every, tuple(padding), apart, mixing.groups)
     return y.unflatten(1, (mixing.groups, -1))
 

@@ -17,6 +17,7 @@ from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
 from ..kernel.compose import Normalised, core, safe
@@ -45,7 +46,7 @@ def _integral_of_one(v: Tensor, f: Factors, measure: Measure) -> Tensor:
     dtype = torch.promote_types(v.dtype, torch.float32)
     one = torch.ones((), dtype=dtype, device=v.device).expand(batch, v.shape[1], measure.n, 1)
     phi, psi = (None if t is None else t.to(dtype) for t in (f.phi, f.psi))
-    with torch.autocast(v.device.type, enabled=False): return _gated(one, Factors(phi, f.kappa, psi, f.box), measure)
+    with without_autocast(v): return _gated(one, Factors(phi, f.kappa, psi, f.box), measure)
 
 # %% ../../nbs/rule/30_fft.ipynb #fft
 class FftRule(Rule):

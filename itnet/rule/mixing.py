@@ -6,10 +6,12 @@
 __all__ = ['mix', 'mixing_of']
 
 # %% ../../nbs/rule/60_mixing.ipynb #imports
+import torch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
-from .base import RULES, Mixing, checked, entered
+from ..kernel.precision import in_single
+from .base import RULES, Mixing, checked
 from .plan import choose
 from .reach import finite, joined, numbers, reached_from
 from .rates import current
@@ -26,9 +28,10 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
     if rule != 'auto': how = checked(rule, kernel, measure, None, mixing)
     else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
-    kernel, x = entered(kernel, measure, v.flatten(1, -2)[:, None], half='mix' in how.half)
-    x = x[:, 0].unflatten(1, measure.shape)
-    if measure.weight is not None: x = x * measure.weight[..., None].to(x.dtype)
+    kernel, x = in_single(kernel, v, half='mix' in how.half)
+    if measure.weight is not None:
+        w = measure.weight[..., None].to(x.dtype)
+        x = torch.where(w != 0, x, 0.) * w                                                # NaN · 0 is no zero
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
     def run(x: Tensor) -> Tensor: return how.on(kernel).mix(kernel, measure, x, mixing)
     y = run(x)

@@ -18,6 +18,7 @@ from ..measure.lags import Box, on_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..measure.segments import unpack
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Decay, Factors
 from ..kernel.base import Kernel, batch_size, read, strips
 from ..kernel.resolvent import Composition, Resolvent, between_channels, bounded, solve_unit
@@ -90,7 +91,7 @@ def _next_rows(kernel: Kernel, pairs: Pairs, left, right, x: Tensor, y: Tensor, 
     before, here = K[..., :known - first], K[..., known - first:known - first + size]
     here = F.pad(here, (0, size - here.shape[-1]))
     z, earlier = x[:, :, known:known + size], y[:, :, first:first + before.shape[-1]]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if known: z = z + (before @ earlier.to(before.dtype))
         return solve_unit(here, z).to(x.dtype)
 
@@ -137,7 +138,7 @@ class FftSolve(Rule):
             return turn(rows.put(turn(y), turn(v)))
         f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
         work = torch.promote_types(v.dtype, torch.float32)
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             if _is_series(kernel, measure): y = _by_series(f.kappa, f.box, v.to(work))
             else: y = _by_halves(inner, measure, u, f, v.to(work))
         return bounded(y.to(v.dtype), kernel, measure, u, v)
@@ -243,7 +244,7 @@ def solve_chunks(kernel: Kernel, measure: Measure, left, right, decay: Decay, v:
     if w is not None:
         w = line.cut(w, n)
         L, psi = L * w.mT, psi * w
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         P, U = solve_unit(L, phi), solve_unit(L, x)                  # y = U + P S, S the state before the chunk
         A, b = psi.to(P.dtype).mT @ P, psi.to(U.dtype).mT @ U        # which becomes g S + A S + b
         S, states = (torch.zeros_like(b[:, :, 0]) if start is None else start.to(b.dtype)), []
