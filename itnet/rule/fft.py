@@ -7,6 +7,7 @@ __all__ = ['fft', 'FftRule', 'packed_rows']
 
 # %% ../../nbs/rule/30_fft.ipynb #imports
 import math
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
@@ -19,10 +20,11 @@ from ..measure.measure import Measure
 from ..measure.segments import unpack
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
-from ..kernel.compose import Normalised, core, safe
+from ..kernel.compose import Normalised, core, safe, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
+from .resolution import resolved
 
 # %% ../../nbs/rule/30_fft.ipynb #by-fft
 def _gated(x: Tensor, f: Factors, measure: Measure) -> Tensor:
@@ -71,18 +73,18 @@ class FftRule(Rule):
             y = self.integrate(kernel, rows.measure, None if u is None else rows.take(u), turn(rows.take(turn(v))))
             return turn(rows.put(turn(y), turn(v)))
         inner = core(kernel)
-        f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
+        f = weighted_factors(inner, weights_to_sum(kernel, measure), *read(inner, measure, u), v.dtype)
         return _normalised(v, f, measure) if isinstance(kernel, Normalised) else _gated(v, f, measure)
 
 fft = FftRule()
 
 def _normalised(v: Tensor, f: Factors, measure: Measure) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
-    if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))  # its scale cancels, so it must not round
+    phi = f.phi
+    # its scale cancels, so it must not round
+    if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, f.box)
-    if f.kappa is not None:                                                          # below this it is rounding
-        z = z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True))
-    y = y / safe(z)
+    y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
