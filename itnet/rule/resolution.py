@@ -79,17 +79,21 @@ def _replaced(y: Tensor, bad: Tensor, v: Tensor, *factors) -> Tensor:
 # %% ../../nbs/rule/27_resolution.ipynb #op
 _FACTORS = 'Tensor bad, Tensor v, Tensor? phi, Tensor kappa, Tensor? psi, SymInt[] shape, bool[] ring, SymInt[] first'
 
-def _run(y, *rest): return _replaced(y, *rest).clone()
+def _laid_out(d: Tensor, like: Tensor) -> Tensor:
+    "d in memory of its own, with the strides that a graph expects."
+    return torch.empty_like(like).copy_(d)
+
+def _run(y, *rest): return _laid_out(_replaced(y, *rest), y)
 
 def _run_back(g, bad, v, phi, kappa, psi, *grid) -> tuple[Tensor, ...]:
     "Gradients of y, v, φ, κ and ψ; an empty tensor for a factor that is not there."
     tensors = [v, phi, kappa, psi]
-    if not bad.any(): return g.clone(), *(g.new_zeros(0) if t is None else torch.zeros_like(t) for t in tensors)
+    if not bad.any(): return _laid_out(g, g), *(g.new_zeros(0) if t is None else torch.zeros_like(t) for t in tensors)
     with torch.enable_grad():
         y, *leaves = [None if t is None else t.detach().requires_grad_() for t in (torch.zeros_like(g), *tensors)]
         there = [y, *(t for t in leaves if t is not None)]
         found = iter(torch.autograd.grad(_replaced(y, bad, *leaves, *grid), there, g))
-    return next(found), *(g.new_zeros(0) if t is None else next(found) for t in leaves)
+    return _laid_out(next(found), g), *(g.new_zeros(0) if t is None else _laid_out(next(found), t) for t in tensors)
 
 def _fake_back(g, bad, *rest):
     return torch.empty_like(g), *(g.new_empty(0) if t is None else torch.empty_like(t) for t in rest[:4])
@@ -98,10 +102,10 @@ def _save(ctx, inputs, output):
     _, *tensors, ctx.shape, ctx.ring, ctx.first = inputs
     ctx.save_for_backward(*tensors)
 
-def _gradient(ctx, g):
+def _gradient(ctx, g, op=None):
     "The gradient, by the second operation."
     grid = ctx.shape, ctx.ring, ctx.first
-    y, *grads = torch.ops.itnet.exact_rows_backward(g, *ctx.saved_tensors, *grid)
+    y, *grads = (op or torch.ops.itnet.exact_rows_backward)(g, *ctx.saved_tensors, *grid)
     grads = [d if n else None for d, n in zip(grads, ctx.needs_input_grad[2:6])]
     return y, None, *grads, None, None, None
 
@@ -132,6 +136,27 @@ def _define_op() -> torch.library.Library:
 
 if not hasattr(torch.ops.itnet, 'exact_rows'): _operations = _define_op()        # once in a process
 
+# %% ../../nbs/rule/27_resolution.ipynb #func
+class _Back(torch.autograd.Function):
+    "The gradients, for `torch.func`."
+    @staticmethod
+    def forward(*args): return _run_back(*args)
+    @staticmethod
+    def setup_context(ctx, inputs, output): pass
+    @staticmethod
+    def vmap(info, dims, *args): return _one_by_one(_Back.apply)(info, dims, *args)
+
+class _Exact(torch.autograd.Function):
+    "The operation, for `torch.func`."
+    @staticmethod
+    def forward(*args): return _run(*args)
+    @staticmethod
+    def setup_context(ctx, inputs, output): _save(ctx, inputs, output)
+    @staticmethod
+    def backward(ctx, g): return _gradient(ctx, g, _Back.apply)
+    @staticmethod
+    def vmap(info, dims, *args): return _one_by_one(_Exact.apply)(info, dims, *args)
+
 # %% ../../nbs/rule/27_resolution.ipynb #mean
 def _branches(t: Tensor) -> bool:
     "Whether numbers of t can decide what is done next."
@@ -151,6 +176,8 @@ def resolved(y: Tensor,                        # (B, H, N, d) the integral of v
         bad = z < 4 * torch.finfo(z.dtype).eps**.4 * level(f, measure.n)
         if seen is not None: bad = bad & seen[:, None, :, None]
     y = torch.where(bad, 0., y / safe(torch.where(bad, 1., z)))
-    run = _replaced if _branches(y) else torch.ops.itnet.exact_rows
+    mapped = not torch.compiler.is_compiling() and get_interpreter_stack() is not None
+    in_graph = _Exact.apply if mapped else torch.ops.itnet.exact_rows
+    run = _replaced if _branches(y) else in_graph
     first = [lo for lo, _ in f.box]
     return run(y, bad, v, phi, f.kappa, f.psi, list(measure.shape), list(measure.periodic), first)
