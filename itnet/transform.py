@@ -11,12 +11,12 @@ import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
 from .measure.measure import Measure
+from .measure.missing import fill_missing
 from .kernel.base import Kernel
 from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as plans
 from .rule.base import RULES, checked
 from .rule.plan import choose
-from .rule.reach import contained
 from .rule.rates import current
 
 # %% ../nbs/transform.ipynb #check
@@ -60,10 +60,13 @@ def apply(kernel: Kernel,
     _check_points(measure, u, v, ('measure', 'u'))
     if at is not None: _check_points(at, u_at, v, ('measure `at`', 'u_at'))
     _check_dtype(kernel, v)
+    if rule == 'auto' and len(kernel.sequence) > 1:                # each by its own cheapest rule
+        checked('dense', kernel, measure, at)
+        for part in reversed(kernel.sequence): v = apply(part, measure, u, v)
+        return v
     if rule != 'auto': how = checked(rule, kernel, measure, at)
     else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
-    def run(kernel, u, v): return how.integrate(kernel, measure, u, v, at, u_at)
-    return contained(run, kernel, measure, u, v, at)
+    return how.run(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform
 class IntegralTransform(nn.Module):
@@ -102,6 +105,7 @@ class IntegralTransform(nn.Module):
                ) -> Tensor:                                 # (B, *S, D)
         at = measure or Measure.grid(u.shape[1:-1])
         check_input(u, at, self.out.weight)
+        u = fill_missing(u, at)
         if context is None: y = self._integrate(at, u)
         else: y = self._integrate(context_measure or Measure.grid(context.shape[1:-1]), context, at, u)
         y = self.out(merge_heads(y, at.shape))
@@ -109,6 +113,7 @@ class IntegralTransform(nn.Module):
 
     def _integrate(self, measure: Measure, u: Tensor, at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
         check_input(u, measure, self.value.linear.weight)
+        u = fill_missing(u, measure)
         v = split_heads(self.value(u, measure), self.value_heads)
         return apply(self.kernel, measure, u, v, self.rule, at, u_at)
 

@@ -18,11 +18,12 @@ from .selective import Selective
 
 # %% ../../nbs/kernel/70_given.ipynb #fits
 def _on_points(x: Tensor, measure: Measure, name: str) -> Tensor:
-    "x (B, H, N, ·), if N is the number of points; else ValueError."
+    "x (B, H, N, ·), without what is missing, if N is the number of points; else ValueError."
     if x.shape[2] != measure.n:
         raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit a measure of {measure.n} points: expected '
                          f'(B, H, {measure.n}, ·)')
-    return x
+    if measure.weight is None: return x
+    return torch.where(measure.mask.flatten(1)[:, None, :, None] | x.isfinite(), x, 0.)
 
 def _heads(x: Tensor, heads: int, name: str) -> Tensor:
     "x (B, h, N, ·) with h shared by groups of heads; ValueError if h does not divide them."

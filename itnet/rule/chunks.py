@@ -130,7 +130,7 @@ WALK = 64            # features times channels up to which the state is written 
 def walks(kernel: Kernel, decay: Decay, channels: int) -> bool:
     "Whether all states are less work than the pairs within chunks."
     each = decay.gate is not None and decay.gate.shape[-1] > 1 and not kernel.structure.stationary
-    return each and decay.terms * channels <= WALK
+    return each and decay.terms * channels <= WALK and not kernel.structure.hollow
 
 def _states(a: Tensor, u: Tensor, s: Tensor | None) -> list[Tensor]:
     "s_c = a_c s_(c-1) + u_c along the first axis."

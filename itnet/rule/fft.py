@@ -74,16 +74,18 @@ class FftRule(Rule):
             return turn(rows.put(turn(y), turn(v)))
         inner = core(kernel)
         f = weighted_factors(inner, weights_to_sum(kernel, measure), *read(inner, measure, u), v.dtype)
-        return _normalised(v, f, measure) if isinstance(kernel, Normalised) else _gated(v, f, measure)
+        if not isinstance(kernel, Normalised): return _gated(v, f, measure)
+        return _normalised(v, f, measure, inner.structure.hollow)
 
 fft = FftRule()
 
-def _normalised(v: Tensor, f: Factors, measure: Measure) -> Tensor:
+def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
     phi = f.phi
     # its scale cancels, so it must not round
     if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
-    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, f.box)
+    box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
+    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
     y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
@@ -94,8 +96,8 @@ def packed_rows(measure: Measure) -> tuple[float, int]:
     "How many rows a batch element becomes, one per segment, and how long they are; while compiling, the row as it is."
     if measure.segments is None or torch.compiler.is_compiling(): return 1, measure.n
     if measure not in _PACKED:
-        index = unpack(measure, len(measure.segments)).index
-        _PACKED[measure] = len(index) / len(measure.segments), index.shape[1]
+        index = unpack(measure, measure.batch).index
+        _PACKED[measure] = len(index) / measure.batch, index.shape[1]
     return _PACKED[measure]
 
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:

@@ -17,6 +17,7 @@ from ..measure.measure import Measure
 from ..measure.lags import Box, on_box
 from ..kernel.structure import CAUSAL, Structure
 from ..kernel.base import Kernel
+from ..kernel.precision import HALF, single
 from ..kernel.stationary import Stationary, Taps
 from ..kernel.given import Gates, skeleton
 from .case import SpecialCase, converts, refuse
@@ -105,15 +106,17 @@ class Recurrent(SpecialCase):
         "Weights of the input and of the state, both biases, and the projection, of one layer and direction."
         end = f'_l{layer}' + '_reverse' * reverse
         names = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
-        return [getattr(self, name + end, None) for name in names]
+        return [single(getattr(self, name + end, None)) for name in names]
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #recurrent-forward
 @patch
 def forward(self: Recurrent,
             input: Tensor,                         # (N, B, C), (B, N, C) if batch_first, or (N, C)
             hx=None):                              # (layers · directions, B, H), for an LSTM two of them; default: 0
-    "As torch returns it: the states of the last layer, and the last states of all layers."
+    "As torch returns it: the states of the last layer, and the last states of all layers, solved in float32 at least."
     u, starts = self._enter(input, hx)
+    half = self.weight_ih_l0.dtype in HALF
+    if half: u, starts = u.float(), [s.float() for s in starts]
     ends = []
     for layer in range(self.num_layers):
         found = []
@@ -123,7 +126,9 @@ def forward(self: Recurrent,
             ends.append([s[:, -1] for s in states])
             found.append(states[0].flip(1) if reverse else states[0])
         u = torch.cat(found, -1)
-    return self._leave(u, [torch.stack(s) for s in zip(*ends)], input.ndim == 2)
+    ends = [torch.stack(s) for s in zip(*ends)]
+    if half: u, ends = u.to(input.dtype), [s.to(input.dtype) for s in ends]
+    return self._leave(u, ends, input.ndim == 2)
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #until-nan
 @patch
