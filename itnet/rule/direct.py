@@ -16,7 +16,7 @@ from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..kernel.base import Kernel, read
-from ..kernel.compose import core
+from ..kernel.compose import core, weights_to_sum
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking, per_pair, whole_rows
 from .dense import on_pairs
@@ -40,7 +40,8 @@ class DirectRule(Rule):
                   at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
         left, right = read(kernel, measure, u)
         if not _same_everywhere(kernel, measure):
-            return on_pairs(kernel, Pairs.near(measure, kernel.structure.support), left, right, v)
+            near = Pairs.near(weights_to_sum(kernel, measure), kernel.structure.support)
+            return on_pairs(kernel, near, left, right, v)
         box = lag_box(measure, kernel.structure.support)
         taps = kernel.factors(measure, left, right, box).kappa.sum(1).expand(v.shape[1], *box_shape(box))
         if measure.weight is not None: v = v * measure.weight.to(v.dtype).flatten(1)[:, None, :, None]

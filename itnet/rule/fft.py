@@ -7,6 +7,7 @@ __all__ = ['fft', 'FftRule', 'packed_rows']
 
 # %% ../../nbs/rule/30_fft.ipynb #imports
 import math
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
@@ -20,10 +21,11 @@ from ..measure.segments import unpack
 from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
-from ..kernel.compose import Normalised, core, safe
+from ..kernel.compose import Normalised, core, safe, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
+from .resolution import resolved
 
 # %% ../../nbs/rule/30_fft.ipynb #by-fft
 def _gated(x: Tensor, f: Factors, measure: Measure) -> Tensor:
@@ -72,7 +74,7 @@ class FftRule(Rule):
             y = self.integrate(kernel, rows.measure, None if u is None else rows.take(u), turn(rows.take(turn(v))))
             return turn(rows.put(turn(y), turn(v)))
         inner = core(kernel)
-        f = weighted_factors(inner, measure, *read(inner, measure, u), v.dtype)
+        f = weighted_factors(inner, weights_to_sum(kernel, measure), *read(inner, measure, u), v.dtype)
         if not isinstance(kernel, Normalised): return _gated(v, f, measure)
         return _normalised(v, f, measure, inner.structure.hollow)
 
@@ -80,12 +82,12 @@ fft = FftRule()
 
 def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
-    if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))  # its scale cancels, so it must not round
+    phi = f.phi
+    # its scale cancels, so it must not round
+    if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
     y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
-    if f.kappa is not None:                                                          # below this it is rounding
-        z = z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True))
-    y = y / safe(z)
+    y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
