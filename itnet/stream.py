@@ -10,10 +10,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 from .measure.measure import Measure
+from .measure.missing import fill_missing
 from .kernel.structure import Decay
 from .kernel.base import Kernel, read
 from .kernel.compose import Normalised, core
 from .kernel.content import Projection
+from .rule.base import entered
+from .rule.reach import contained
 from .rule.scan import advance, scan
 from .rule.volterra import solve_chunks
 
@@ -116,6 +119,19 @@ def _some_points(x, some: slice):
     if isinstance(x, Tensor): return x[:, :, some]
     return tuple(_some_points(part, some) for part in x)
 
+def _new_points(kernel: Kernel, line: Measure, new: Measure, u: Tensor | None, v: Tensor, state: State | None
+               ) -> tuple[Tensor, Tensor]:
+    "Outputs at the new points, the last of a line on which u is known, and the next sums."
+    solved = kernel.structure.indirect
+    inner = kernel.parts[0] if solved else core(kernel)
+    left, right = read(inner, line, u)
+    d = inner.recurrence(line, left, right)
+    left, right, d = (_some_points(x, slice(-new.n, None)) for x in (left, right, (d.phi, d.gate, d.psi)))
+    start = None if state is None else state.sums
+    before = None if state is None or state.segments is None else state.segments[:, -1:]
+    if solved: return solve_chunks(inner, new, left, right, Decay(*d), v, start, before)
+    return advance(kernel, new, left, right, Decay(*d), v, start=start, before=before, final=True)
+
 def _step_in_turn(kernel: Kernel, u, v: Tensor, state: States | None, measure: Measure) -> tuple[Tensor, States]:
     "A step of each part of a composition."
     parts, after = kernel.sequence[::-1], []
@@ -134,18 +150,13 @@ def step(kernel: Kernel,
     measure = measure or Measure.sequence(v.shape[-2])
     _check_step(kernel, measure, u, v, state)
     if len(kernel.sequence) > 1: return _step_in_turn(kernel, u, v, state, measure)
-    solved, new = kernel.structure.indirect, slice(-measure.n, None)
-    inner = kernel.parts[0] if solved else core(kernel)
     line = measure if state is None else _window(state, measure)
-    seen = u if state is None or u is None else torch.cat([state.u, u], 1)
-    left, right = read(inner, line, seen)
-    d = inner.recurrence(line, left, right)
-    left, right, d = (_some_points(x, new) for x in (left, right, (d.phi, d.gate, d.psi)))
-    start = None if state is None else state.sums
-    before = None if state is None or state.segments is None else state.segments[:, -1:]
-    if solved: y, sums = solve_chunks(inner, measure, left, right, Decay(*d), v, start, before)
-    else: y, sums = advance(kernel, measure, left, right, Decay(*d), v, start=start, before=before, final=True)
-    k = max(1, context(inner))
+    u, before = fill_missing(u, measure), None if state is None else state.u
+    join = lambda before, new: new if before is None or new is None else torch.cat([before, new], 1)
+    inner, x, function, before = entered(kernel, measure, v, u, before)
+    def run(kernel, u, x): return _new_points(kernel, line, measure, join(before, u), x, state)
+    y, sums = contained(run, inner, measure, function, x)
+    k = max(1, context(kernel.parts[0] if kernel.structure.indirect else core(kernel)))
     tail = lambda x: None if x is None else x[:, -k:]
-    place = line.positions(v.device)[:, -k:, 0].double()
-    return y, State(sums, place, tail(seen), tail(line.weight), tail(line.segments))
+    place, seen = line.positions(v.device)[:, -k:, 0].double(), join(None if state is None else state.u, u)
+    return y.to(v.dtype), State(sums, place, tail(seen), tail(line.weight), tail(line.segments))

@@ -11,6 +11,7 @@ import torch.nn as nn
 from fastcore.basics import patch
 from torch import Tensor
 from .measure.measure import Measure
+from .measure.missing import fill_missing
 from .kernel.base import Kernel
 from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as plans
@@ -65,7 +66,7 @@ def apply(kernel: Kernel,
         return v
     if rule != 'auto': how = checked(rule, kernel, measure, at)
     else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
-    return how.on(kernel).integrate(kernel, measure, u, v, at, u_at)
+    return how.run(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform
 class IntegralTransform(nn.Module):
@@ -104,6 +105,7 @@ class IntegralTransform(nn.Module):
                ) -> Tensor:                                 # (B, *S, D)
         at = measure or Measure.grid(u.shape[1:-1])
         check_input(u, at, self.out.weight)
+        u = fill_missing(u, at)
         if context is None: y = self._integrate(at, u)
         else: y = self._integrate(context_measure or Measure.grid(context.shape[1:-1]), context, at, u)
         y = self.out(merge_heads(y, at.shape))
@@ -111,6 +113,7 @@ class IntegralTransform(nn.Module):
 
     def _integrate(self, measure: Measure, u: Tensor, at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
         check_input(u, measure, self.value.linear.weight)
+        u = fill_missing(u, measure)
         v = split_heads(self.value(u, measure), self.value_heads)
         return apply(self.kernel, measure, u, v, self.rule, at, u_at)
 

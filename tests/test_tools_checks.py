@@ -52,6 +52,20 @@ def test_notebooks_are_counted_and_flags_skip_cells(project, capfd):
     assert "wrong sum" in capfd.readouterr().out
 
 
+def test_notebooks_run_as_under_nbdev_test(project, monkeypatch, capfd):
+    "The same cells in the same environment: nothing is switched on for them that plain `nbdev_test` would lack."
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    seen = "import os, json, pathlib; pathlib.Path('seen.json').write_text(json.dumps(dict(os.environ)))"
+    (project / "nbs" / "a.ipynb").write_text(NOTEBOOK % seen.replace('"', "'"))
+    environments = []
+    for run in (lambda: checks.notebooks(argparse.Namespace(k=None)), lambda: checks.command(str(checks.BIN / "nbdev_test"), "--n_workers", "1")):
+        run()
+        environments.append(json.loads((project / "nbs" / "seen.json").read_text()))
+    ours, theirs = environments
+    resources = {"OMP_NUM_THREADS", "MPLBACKEND"}
+    assert not {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - resources - {k for k in ours if k.startswith("PYTEST_")}
+
+
 def test_last_line_and_exit_status(monkeypatch, capsys):
     def crash(_): raise RuntimeError("no such tool")
     stages = {"drift": lambda _: checks.Result(), "notebooks": lambda _: checks.Result(3), "tests": lambda _: checks.Result(2, 1), "site": crash}
@@ -78,6 +92,28 @@ def test_drift_is_found_and_the_tree_is_left_alone(project, capfd):
     assert not checks.drift(None).failed, capfd.readouterr().out
     with (project / "itnet" / "docs.py").open("a") as f: f.write("# by hand\n")
     assert checks.drift(None).failed
+
+
+MODULE = "#| default_exp %s\\n\", \"#| export\\n\", \"%s"
+
+
+@pytest.mark.parametrize("notebooks, names", [
+    ({"a": "#| default_exp a", "b": "#| default_exp b", "c": "1 +", "_draft": "#| default_exp a"}, []),                            # a demo is not exported
+    ({"a": MODULE % ("one", "x = 1"), "sub/b": MODULE % ("one", "y = 1")}, [("nbs/a.ipynb", "nbs/sub/b.ipynb", "one module, one:")]),
+    ({"a": MODULE % ("one", "def f(:")}, [("nbs/a.ipynb", "cell a", "line 3")]),
+    ({"a": "#|exporti\\n\", \"x = 1"}, [("nbs/a.ipynb", "no `#| default_exp`")]),
+    ({"a": "#| default_exp a\\n\", \"#| default_exp b"}, [("nbs/a.ipynb", "2 times: a, b")]),
+    ({"a": "\"<<<<<<<"}, [("nbs/a.ipynb", "not a notebook")])], ids=["good", "twice", "syntax", "nowhere", "two", "conflict"])
+def test_what_an_export_would_lose_is_named(project, capfd, notebooks, names):
+    "nbdev says nothing about the first two, and names no notebook for the third."
+    for name, source in notebooks.items():
+        path = project / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(NOTEBOOK % source)
+    found = checks.unexportable(checks.texts(project / "nbs", "*.ipynb"))
+    assert len(found) == len(names) and all(part in line for line, parts in zip(found, names) for part in parts)
+    if names:
+        assert checks.drift(None).failed and found[0] in capfd.readouterr().out
 
 
 # --- tools/run.py

@@ -1,5 +1,7 @@
 """The site's tools: a problem that is planted is found, and links lead where they should on the site and in README."""
+import html
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +99,25 @@ def test_source_follows_its_documentation():
     assert build_site.source_after_docs([constants, source, g, f, demo]) == [constants, f, g, source, demo]
     assert build_site.source_after_docs([demo, source, f]) == [demo, f, source]
     assert build_site.source_after_docs([]) == []
+
+
+def planted(x: str = "<img src=x>"    # as <u>Dict</u>
+           ) -> str:
+    "`Dict<str>` or Dict<str>, (B, *S) -> (B, *F), a < b, $x$, ^2^ ~s~ @fig-x, \\frac, &copy; <script>alert(1)</script>."
+
+
+def test_docstrings_are_text():
+    "By the renderer that settings.ini names: tags, comments and defaults are shown, and nothing is taken for a mark."
+    from nbdev.config import get_config
+    from nbdev.showdoc import show_doc
+    from smalldocs.markdown import render
+
+    assert get_config().get("renderer") == "itnet.docs.TextRenderer"
+    page = render(show_doc(planted)._repr_markdown_(), {})
+    assert not re.search(r"<(str|script|u|img)\b", page)
+    text = html.unescape(re.sub("<[^>]+>", "", page))
+    assert "Dict<str> or Dict<str>, (B, *S) -> (B, *F), a < b, $x$, ^2^ ~s~ @fig-x, \\frac, &copy; <script>alert(1)</script>." in text
+    assert "='<img src=x>'" in text and "# as <u>Dict</u>" in text
 
 
 def test_pages_that_would_collide_are_refused(cfg, tmp_path):

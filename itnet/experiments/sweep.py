@@ -192,13 +192,13 @@ def sweep(cases: range) -> dict:
 def bench_sweep(cases: int = 10_000,                          # kernels on measures
                 first: int = 0,                               # seed of the first
                 threads: int = 1,                             # CPU threads
-                out: str = 'results/bench/sweep.json'         # the record
+                out: str | None = None                        # file of the record; None: none
                ) -> str:                                      # a table, as Markdown
     "Random compositions on random measures by every rule, against the matrix. ValueError for counts below 1."
     if min(cases, threads) < 1: raise ValueError(f'cases={cases} and threads={threads} must be at least 1')
     with settled(threads):
-        found = sweep(range(first, first + cases))
-        record = begin_record('sweep', cases=cases, first=first, bound=LARGEST_ERROR, **found)
+        record = begin_record('sweep', out=out, cases=cases, first=first, bound=LARGEST_ERROR)
+        record |= sweep(range(first, first + cases))
     write_record(record, out)
     return sweep_table(record)
 

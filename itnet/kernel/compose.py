@@ -172,7 +172,7 @@ def values(self: Normalised, pairs, left, right):
 # %% ../../nbs/kernel/15_compose.ipynb #normalise-helpers
 def safe(z: Tensor) -> Tensor:
     "A normaliser that cannot divide by zero, nor by so little that a gradient overflows: 0 / 1 = 0."
-    return torch.where(z > torch.finfo(z.dtype).tiny ** .75, z, torch.ones_like(z))
+    return torch.where(z <= torch.finfo(z.dtype).tiny ** .75, torch.ones_like(z), z)       # NaN stays NaN
 
 def row_integral(K: Tensor, weight: Tensor | None) -> Tensor:
     "Z_i = Σ_j w_j K(i, j), (B|1, H, T|1, C, 1), safe to divide by."

@@ -24,7 +24,7 @@ from .dense import on_pairs
 # %% ../../nbs/rule/20_direct.ipynb #direct
 class DirectRule(Rule):
     "The pairs in the support: kernels of finite support on a grid, O(N·W) operations and numbers."
-    name, mixes, remedy = 'direct', True, 'restrict(window=…)'
+    name, mixes, half, remedy = 'direct', True, ('mix',), 'restrict(window=…)'
     ways = {'taps': Way('a convolution by direct sums', 3.9e9, 8e-4),
             'band': Way('tiles near the diagonal', 6.8e9, 1.2e-3),
             'convolution': Way('a convolution by direct sums, channels mixed', 2.2e10, 4e-4),
@@ -95,7 +95,7 @@ def mix(self: DirectRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: M
         if not ring and 0 <= before and after <= before < after + r.step: padding[axis] = before
         else: x = _extend(x, 3 + axis, before, after, ring)
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
-    weights, every = weights.unflatten(0, (-1, mixing.inputs)), tuple(r.step for r in mixing.rows)       # (G·O, C, *L)
+    weights, every = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs)), tuple(r.step for r in mixing.rows)       # (G·O, C, *L)
     y = conv(x.flatten(1, 2), weights, None, every, tuple(padding), apart, mixing.groups)
     return y.unflatten(1, (mixing.groups, -1))
 

@@ -94,8 +94,8 @@ def packed_rows(measure: Measure) -> tuple[float, int]:
     "How many rows a batch element becomes, one per segment, and how long they are; while compiling, the row as it is."
     if measure.segments is None or torch.compiler.is_compiling(): return 1, measure.n
     if measure not in _PACKED:
-        index = unpack(measure, len(measure.segments)).index
-        _PACKED[measure] = len(index) / len(measure.segments), index.shape[1]
+        index = unpack(measure, measure.batch).index
+        _PACKED[measure] = len(index) / measure.batch, index.shape[1]
     return _PACKED[measure]
 
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:

@@ -16,7 +16,8 @@ from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, safe
 from . import chunks
-from .base import BYTES, Cost, Rule, Way, lacking, per_pair, refuse_invalid
+from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
+from .reach import contained
 from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
@@ -62,7 +63,10 @@ def resume(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
     want = (*v.shape[:2], inner.structure.state, v.shape[3] + (inner is not kernel))
     if sums is not None and tuple(sums.shape) != want:
         raise ValueError(f'sums of shape {tuple(sums.shape)} are of another kernel or batch: expected {want}')
-    return _in_parts(kernel, measure, u, v, S=sums, final=True)
+    kernel, x, u = entered(kernel, measure, v, u)
+    def run(kernel, u, x): return _in_parts(kernel, measure, u, x, S=sums, final=True)
+    y, sums = contained(run, kernel, measure, u, x)
+    return y.to(v.dtype), sums
 
 # %% ../../nbs/rule/40_scan.ipynb #lines
 def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Tensor, Tensor | None]:
