@@ -148,7 +148,7 @@ def bounded(y: Tensor, resolvent: 'Resolvent', measure: Measure, u: Tensor | Non
     if not _readable(y) or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
     gain = row_gain(resolvent.kernel, measure, u)
     if not math.isfinite(gain): return y
-    raise ValueError(f'the resolvent of {type(core(resolvent.kernel)).__name__} overflows {y.dtype} on a '
+    raise ValueError(f'the resolvent of {type(resolvent.kernel.innermost).__name__} overflows {y.dtype} on a '
                      f'{measure.describe()}: it is the sum of all powers of K, and max Σ_j |K(i, j)| w_j = {gain:.3g}. '
                      'Below 1 nothing grows: scale K down, shorten the line, or cut it into segments')
 
