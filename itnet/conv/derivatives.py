@@ -26,7 +26,7 @@ def split_tangents(tensors: Tensors) -> tuple[Tensors, Tensors]:
     return tuple(zip(*both))
 
 # %% ../../nbs/conv/38_derivatives.ipynb #sums
-def _add(total: Tensor | None, t: Tensor) -> Tensor: return t if total is None else total + t
+def _plus(total: Tensor | None, t: Tensor) -> Tensor: return t if total is None else total + t
 
 def _replaced(tensors: Tensors, given: Tensors):
     "For each tensor in turn for which something is given: its number, and all of them with that in its place."
@@ -36,7 +36,7 @@ def _replaced(tensors: Tensors, given: Tensors):
 def sum_of_results(factors: Tensors, given: Tensors, rest: tuple) -> Tensor | None:
     "Σ_i F(… given_i …), None where nothing is given."
     total = None
-    for _, args in _replaced(factors, given): total = _add(total, ops.itnet.gated_conv(*args, *rest))
+    for _, args in _replaced(factors, given): total = _plus(total, ops.itnet.gated_conv(*args, *rest))
     return total
 
 def sum_of_gradients(g: Tensor, factors: Tensors, given: Tensors, rest: tuple) -> list[Tensor | None]:
@@ -44,7 +44,7 @@ def sum_of_gradients(g: Tensor, factors: Tensors, given: Tensors, rest: tuple) -
     total = [None] * len(factors)
     for i, args in _replaced((g, *factors), given):
         for own, d in enumerate(ops.itnet.gated_conv_backward(*args, *rest)):
-            if factors[own] is not None and own + 1 != i: total[own] = _add(total[own], d)
+            if factors[own] is not None and own + 1 != i: total[own] = _plus(total[own], d)
     return total
 
 # %% ../../nbs/conv/38_derivatives.ipynb #modes

@@ -9,10 +9,11 @@ __all__ = ['gated_conv', 'gated_fft_conv', 'fft_conv']
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch._C._functorch import get_interpreter_stack
+from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
 from .derivatives import (forward_mode, plain_form, second_derivative, split_tangents, sum_of_gradients,
                                     sum_of_results)
 from .fft import check_conv
+from .mapped import vmap_conv, vmap_conv_backward
 from .run import run_conv, run_conv_backward
 
 # %% ../../nbs/conv/40_op.ipynb #register
@@ -29,41 +30,6 @@ def _shape(x, k, pre, post, origin, ring, method): return torch.empty_like(x)
 def _shapes_back(g, x, k, pre, post, origin, ring, method):
     return tuple(_nothing(x) if t is None else torch.empty_like(t) for t in (x, k, pre, post))
 
-# %% ../../nbs/conv/40_op.ipynb #vmap
-def _into_batch(info, tensors: list[Tensor | None], dims: list[int | None]) -> list[Tensor | None]:
-    "Tensors with the mapped axis folded into the batch. All share the filters, which come last but two."
-    size = lambda t, dim: t.shape[1 if dim == 0 else 0]                                  # of the batch that is there
-    filters = len(tensors) - 3
-    wide = max(size(t, dim) for i, (t, dim) in enumerate(zip(tensors, dims)) if t is not None and i != filters)
-    fold = lambda t, i: t[0] if i == filters else t.expand(-1, wide, *t.shape[2:]).flatten(0, 1)
-    mapped = [_mapped_first(info, t, dim) for t, dim in zip(tensors, dims)]
-    return [None if t is None else fold(t, i) for i, t in enumerate(mapped)]
-
-def _into_groups(info, tensors: list[Tensor | None], dims: list[int | None]) -> list[Tensor | None]:
-    "Tensors with the mapped axis folded into the groups. The filters, which have no batch, come last but two."
-    filters = len(tensors) - 3
-    fold = lambda t, i: t.flatten(0, 1) if i == filters else t.movedim(0, 1).flatten(1, 2)
-    mapped = [_mapped_first(info, t, dim) for t, dim in zip(tensors, dims)]
-    return [None if t is None else fold(t, i) for i, t in enumerate(mapped)]
-
-def _mapped_first(info, t: Tensor | None, dim: int | None) -> Tensor | None:
-    if t is None: return None
-    return t.unsqueeze(0).expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-
-# %% ../../nbs/conv/40_op.ipynb #vmap-rules
-def _vmap(info, dims, x, k, pre, post, *rest):
-    groups = dims[1] is not None
-    fold = _into_groups if groups else _into_batch
-    y = torch.ops.itnet.gated_conv(*fold(info, [x, k, pre, post], dims), *rest)
-    axis = 1 if groups else 0
-    return y.unflatten(axis, (info.batch_size, -1)), axis
-
-def _vmap_back(info, dims, g, x, k, pre, post, *rest):
-    grads = torch.ops.itnet.gated_conv_backward(*_into_groups(info, [g, x, k, pre, post], dims), *rest)
-    axes = [0 if i == 1 else 1 for i in range(len(grads))]                 # where x, k, pre and post have their groups
-    apart = [d.unflatten(axis, (info.batch_size, -1)) if d.numel() else d for d, axis in zip(grads, axes)]
-    return tuple(apart), tuple(axis if d.numel() else None for d, axis in zip(grads, axes))
-
 # %% ../../nbs/conv/40_op.ipynb #autocast
 def _autocast(device: str):
     "The operation under autocast on a kind of device."
@@ -75,11 +41,15 @@ def _autocast(device: str):
     return run
 
 # %% ../../nbs/conv/40_op.ipynb #eager
+def _of_numbers(t: Tensor) -> bool:
+    "Whether t is a piece of memory, and nothing else."
+    return type(t) in (Tensor, Parameter) and not t.is_meta and not is_legacy_batchedtensor(t)
+
 def _eager(*tensors: Tensor | None) -> bool:
     "Whether nothing but autograd has to see a call."
     if torch.compiler.is_compiling() or get_interpreter_stack() is not None or forward_mode(): return False
     if torch._C._len_torch_dispatch_stack(): return False
-    if not all(t is None or type(t) in (Tensor, Parameter) and not t.is_meta for t in tensors): return False
+    if not all(t is None or _of_numbers(t) for t in tensors): return False
     return not torch.is_autocast_enabled(tensors[0].device.type)
 
 _AXES = 1, 0, 1, 1        # where x, k, pre and post have their channels
@@ -140,7 +110,7 @@ class _Gradients(torch.autograd.Function):
 
 # %% ../../nbs/conv/40_op.ipynb #seen
 class _GatedConvForward(_GatedConv):
-    "The same with tangents."
+    "The convolution of tensors that carry tangents."
     @staticmethod
     def forward(ctx, *args):
         ctx.save_for_forward(*args[2:6])
@@ -152,7 +122,7 @@ class _GatedConvForward(_GatedConv):
         return sum_of_results(factors, given[:len(factors)], ctx.rest)
 
 class _GradientsForward(_Gradients):
-    "The same with tangents."
+    "Gradients where tensors carry tangents."
     @staticmethod
     def forward(ctx, *args):
         ctx.save_for_forward(*args[:5])
@@ -186,8 +156,8 @@ def _register() -> torch.library.Library:
     exact = getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order)        # before torch 2.7
     lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(exact,))
     lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(exact,))
-    forward = 'gated_conv', run_conv, _shape, _differentiable, _vmap
-    backward = 'gated_conv_backward', _op_backward, _shapes_back, _differentiable_back, _vmap_back
+    forward = 'gated_conv', run_conv, _shape, _differentiable, vmap_conv
+    backward = 'gated_conv_backward', _op_backward, _shapes_back, _differentiable_back, vmap_conv_backward
     for name, run, shapes, seen, vmap in (forward, backward):
         for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
         lib.impl(name, seen, 'Autograd')

@@ -56,14 +56,16 @@ def _rows_near(t: Tensor | None, dtype: torch.dtype, together: int) -> Tensor | 
 # %% ../../nbs/conv/25_workspace.ipynb #kept
 def _basis(method: Method, k: Tensor, dtype: torch.dtype, g: slice = slice(None)) -> list[Tensor]:
     "Filters (G, R, *L) of some groups in the basis of the method, one tensor per term."
-    if not keeping(): return [method.basis(k[g, r].to(dtype)) for r in range(k.shape[1])]
-    return [kept((method, r, dtype), (k,), lambda: method.basis(k[:, r].to(dtype)))[g] for r in range(k.shape[1])]
+    def made(g): return [method.basis(k[g, r].to(dtype)) for r in range(k.shape[1])]
+    return [K[g] for K in kept((method, dtype), (k,), lambda: made(slice(None)))] if keeping() else made(g)
 
 def _filters_in_basis(method: Method, x: Tensor, k: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, list[Tensor]]]:
     "Some groups after the other, each with its filters in the basis of the method."
     rows, together = _rows_at_once(method, x)
     count = max(part_shape(x.shape[:3], rows, together)[1], min(8, 2 * rows))
-    for some in _steps(x.shape[1], count): yield some, _basis(method, k, dtype, some)
+    every = _basis(method, k, dtype) if keeping() else None                # compared once, not for each part
+    for some in _steps(x.shape[1], count):
+        yield some, [K[some] for K in every] if every else _basis(method, k, dtype, some)
 
 # %% ../../nbs/conv/25_workspace.ipynb #walk
 def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:

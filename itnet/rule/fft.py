@@ -104,15 +104,17 @@ def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
-_PACKED = WeakKeyDictionary()          # what `packed_rows` counted
+_PACKED = WeakKeyDictionary()          # segments, and what `packed_rows` counted in them
 
 def packed_rows(measure: Measure) -> tuple[float, int]:
     "How many rows a batch element becomes, one per segment, and how long they are; while compiling, the row as it is."
     if measure.segments is None or torch.compiler.is_compiling(): return 1, measure.n
-    if measure not in _PACKED:
+    segments, counts = _PACKED.get(measure, (None, None))
+    if segments is None or not torch.equal(segments, measure.segments):
         index = unpack(measure, measure.batch).index
-        _PACKED[measure] = len(index) / measure.batch, index.shape[1]
-    return _PACKED[measure]
+        counts = len(index) / measure.batch, index.shape[1]
+        _PACKED[measure] = measure.segments.clone(), counts
+    return counts
 
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:
     "Numbers of a row that is padded for one transform."
