@@ -60,7 +60,7 @@ def apply(kernel: Kernel,
     if at is not None: _check_points(at, u_at, v, ('measure `at`', 'u_at'))
     _check_dtype(kernel, v)
     if rule != 'auto': how = checked(rule, kernel, measure, at)
-    else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
+    else: how = RULES[choose(kernel, measure, v.shape[-1], v.shape[0], current(str(v.device)), at)]
     return how.integrate(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform

@@ -15,7 +15,7 @@ from .run import run_conv, run_conv_backward
 from .workspace import count_terms
 
 # %% ../../nbs/conv/40_op.ipynb #register
-_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
+_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, SymInt[] origin, bool[] ring, str method'
 
 def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
 
