@@ -47,7 +47,7 @@ class Kernel(nn.Module):
 
     def right(self, measure: Measure, u: Tensor | None):
         "What it needs of u at the inputs."
-        if self._own_matrix: return self.matrix(measure, u)
+        if self._own_matrix: return _square_of(self, measure, self.matrix(measure, u))
 
     def values(self, pairs: Pairs, left, right) -> Tensor:
         "(B|1, H, T|1, C, M): K on these pairs, zero outside the support. Segments are the caller's concern."
@@ -92,6 +92,16 @@ def entries(pairs: Pairs,
     column = pairs.columns(column).mT.expand(-1, -1, -1, rows.shape[3], -1)
     batch = torch.broadcast_shapes(rows.shape[:3], column.shape[:3])
     return rows.expand(*batch, -1, -1).gather(-1, column.expand(*batch, -1, -1))
+
+# %% ../../nbs/kernel/10_base.ipynb #fitting
+def _square_of(kernel: Kernel, measure: Measure, K: Tensor) -> Tensor:
+    "A matrix of one's own. ValueError unless it is (B|1, H|1, N, N)."
+    shape = tuple(K.shape) if isinstance(K, Tensor) else None
+    if shape is None or len(shape) != 4 or shape[1] not in (1, kernel.heads) or shape[2:] != (measure.n, measure.n):
+        what = f'of shape {shape}' if shape is not None else f'that is a {type(K).__name__}'
+        raise ValueError(f'{type(kernel).__name__} gives a matrix {what}: '
+                         f'expected (B or 1, {kernel.heads} or 1, {measure.n}, {measure.n})')
+    return K
 
 # %% ../../nbs/kernel/10_base.ipynb #matrix
 @patch

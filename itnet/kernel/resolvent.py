@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 from ..measure.lags import INFINITE, Box, intersect, lag_box, overlap
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
@@ -137,12 +138,17 @@ def row_gain(kernel: Kernel, measure: Measure, u: Tensor | None) -> float:
         return pairs.to_grid(K.sum(-1, keepdim=True) if w is None else K @ w.abs().to(K.device))
     return max(rows(pairs).max().item() for pairs in strips(kernel, measure, batch_size(left, right)))
 
+def _readable(y: Tensor) -> bool:
+    "Whether numbers can be looked at: not in a graph that is recorded, nor under vmap and its like."
+    capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or capturing) and get_interpreter_stack() is None
+
 def bounded(y: Tensor, resolvent: 'Resolvent', measure: Measure, u: Tensor | None, v: Tensor | None = None) -> Tensor:
     "y. ValueError if it is not finite though K and v are: what has grown, and by how much per step."
-    if torch.compiler.is_compiling() or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
+    if not _readable(y) or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
     gain = row_gain(resolvent.kernel, measure, u)
     if not math.isfinite(gain): return y
-    raise ValueError(f'the resolvent of {type(core(resolvent.kernel)).__name__} overflows {y.dtype} on a '
+    raise ValueError(f'the resolvent of {type(resolvent.kernel.innermost).__name__} overflows {y.dtype} on a '
                      f'{measure.describe()}: it is the sum of all powers of K, and max Σ_j |K(i, j)| w_j = {gain:.3g}. '
                      'Below 1 nothing grows: scale K down, shorten the line, or cut it into segments')
 

@@ -14,7 +14,7 @@ from ..gpu.backend import attempt, usable
 from ..measure.measure import Measure
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
-from ..kernel.compose import core, safe
+from ..kernel.compose import core, safe, weights_to_sum
 from . import chunks
 from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
 from .reach import contained
@@ -74,6 +74,7 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     inner = core(kernel)
     left, right = read(inner, measure, u)
     decay = inner.recurrence(measure, left, right)
+    if not final: measure = weights_to_sum(kernel, measure)              # sums that are handed on have their scale
     R, d = decay.terms, v.shape[-1]
     C = size or chunk_size(R, d)
     each = R * d if walks(inner, decay, d) else C + R + d
