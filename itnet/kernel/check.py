@@ -125,6 +125,7 @@ def _mass(kernel: Kernel, measure: Measure, K: Tensor) -> Iterator[Promise]:
     seen, support = (w != 0)[:, None, None].expand(-1, 1, measure.n, -1), kernel.structure.support
     for inside in (pairs.same(), None if support is None else pairs.inside(support, K.device)):
         if inside is not None: seen = seen & inside.squeeze(2)
+    if kernel.structure.hollow: seen = seen & ~torch.eye(measure.n, dtype=torch.bool, device=K.device)
     yield 'normalised', (K @ w[:, None, :, None] - seen.any(-1, keepdim=True).to(K.dtype)) * K.abs().max()
 
 # %% ../../nbs/kernel/80_check.ipynb #check

@@ -11,9 +11,11 @@ from dataclasses import replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 from ..measure.lags import INFINITE, Box, intersect, lag_box, overlap
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from .precision import without_autocast
 from .structure import CAUSAL, Structure, _finite_part, _hull
 from .base import Kernel, batch_size, read, strips
 from .compose import Normalised, Wrapped, _Pair, core, keep
@@ -122,7 +124,7 @@ def between_channels(K: Tensor, channels: int) -> Tensor:
 def solve_unit(K: Tensor, x: Tensor) -> Tensor:
     "y = x + K y for matrices (…, n, n), of which only what is below the diagonal is read, and x (…, n, d)."
     dtype = torch.promote_types(torch.promote_types(K.dtype, x.dtype), torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return torch.linalg.solve_triangular(-K.to(dtype), x.to(dtype), upper=False, unitriangular=True)
 
 # %% ../../nbs/kernel/25_resolvent.ipynb #bounded
@@ -136,12 +138,17 @@ def row_gain(kernel: Kernel, measure: Measure, u: Tensor | None) -> float:
         return pairs.to_grid(K.sum(-1, keepdim=True) if w is None else K @ w.abs().to(K.device))
     return max(rows(pairs).max().item() for pairs in strips(kernel, measure, batch_size(left, right)))
 
+def _readable(y: Tensor) -> bool:
+    "Whether numbers can be looked at: not in a graph that is recorded, nor under vmap and its like."
+    capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
+    return not (torch.compiler.is_compiling() or capturing) and get_interpreter_stack() is None
+
 def bounded(y: Tensor, resolvent: 'Resolvent', measure: Measure, u: Tensor | None, v: Tensor | None = None) -> Tensor:
     "y. ValueError if it is not finite though K and v are: what has grown, and by how much per step."
-    if torch.compiler.is_compiling() or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
+    if not _readable(y) or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
     gain = row_gain(resolvent.kernel, measure, u)
     if not math.isfinite(gain): return y
-    raise ValueError(f'the resolvent of {type(core(resolvent.kernel)).__name__} overflows {y.dtype} on a '
+    raise ValueError(f'the resolvent of {type(resolvent.kernel.innermost).__name__} overflows {y.dtype} on a '
                      f'{measure.describe()}: it is the sum of all powers of K, and max Σ_j |K(i, j)| w_j = {gain:.3g}. '
                      'Below 1 nothing grows: scale K down, shorten the line, or cut it into segments')
 
