@@ -10,6 +10,8 @@ __all__ = ['COMMANDS', 'train_command', 'eval_command', 'results_command', 'reci
 import importlib
 import shlex
 import sys
+from pathlib import Path
+from .terminal import printable
 from .training.overrides import Usage, comments, add_help, make_parser, parse, unknown
 
 # %% ../nbs/cli.ipynb #train
@@ -38,7 +40,7 @@ def _train(word: str, recipe, options) -> int:
         return 0
     from itnet.training.recipe import fit
     record = fit(recipe, out=options.out, results=options.results, resume=options.resume, quiet=options.quiet)
-    print(_outcome(record))
+    print(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
     return 0
 
 def _outcome(record) -> str:
@@ -64,13 +66,16 @@ def eval_command(argv: list[str]) -> int:
                  ('--split', dict(choices=['test', 'validation'], default='test', help='which part of the data')),
                  ('--device', dict(type=str, default='auto', help='auto, cpu, cuda, cuda:1, mps')),
                  ('--threads', dict(type=int | None, help='CPU threads')),
+                 ('--precision', dict(choices=['32-true', '64-true', 'bf16-mixed', '16-mixed'],
+                                      help='another than the run was trained in, where the device does not have that')),
                  ('--recipe', dict(type=str | None, help='what `itnet train` was given, if that was your own file')),
                  argv=argv)
     if o.recipe:
         from itnet.recipes.find import find_recipe
         find_recipe(o.recipe)
     from itnet.training.recipe import evaluate
-    for name, value in evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads).items():
+    for name, value in evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads,
+                                precision=o.precision).items():
         print(f'{o.split} {name} {value:.4f}')
     return 0
 
@@ -132,7 +137,7 @@ _BENCHMARKS = {
     'sweep': ('sweep', 'bench_sweep', (), 'kernels composed at random by every rule, against the matrix')}
 
 def bench_command(argv: list[str]) -> int:
-    "itnet bench NAME: measure, and write a record; without a name, the list of benchmarks"
+    "itnet bench NAME [--out FILE]: measure and print; without a name, the list of benchmarks"
     if not argv or argv[0] in ('-h', '--help'):
         listed = [f'  {name:13}{what}' for name, (*_, what) in _BENCHMARKS.items()]
         print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *listed]))
@@ -205,13 +210,14 @@ def main(
         if '--debug' in words: raise error
         print(f'itnet: {error}', file=sys.stderr)
         return code
-    try: return _dispatch(given)
-    except Usage as error: return fail(error, 2)
-    except KeyboardInterrupt as error: return _interrupted(error, given)
-    except BrokenPipeError: return _without_reader()
-    except (ValueError, OSError, FloatingPointError) as error: return fail(error, 1)
-    except SystemExit as error: return error.code or 0
-    finally: sys.argv = old
+    with printable():
+        try: return _dispatch(given)
+        except Usage as error: return fail(error, 2)
+        except KeyboardInterrupt as error: return _interrupted(error, given)
+        except BrokenPipeError: return _without_reader()
+        except (ValueError, OSError, FloatingPointError) as error: return fail(error, 1)
+        except SystemExit as error: return error.code or 0
+        finally: sys.argv = old
 
 # %% ../nbs/cli.ipynb #main-ends
 def _without_reader() -> int:

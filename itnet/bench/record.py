@@ -14,21 +14,29 @@ from itertools import zip_longest
 from pathlib import Path
 import torch
 from ..training.device import device_info
-from ..training.ledger import PACKAGES, command, commit, versions
+from ..training.ledger import PACKAGES, command, commit, try_folder, versions
 
 # %% ../../nbs/bench/20_record.ipynb #begin-record
 def begin_record(name: str,
                  device: str = 'cpu',     # what it is measured on
+                 out: str | Path | None = None,   # where the record will go
                  **rows                   # what the benchmark adds
                 ) -> dict:
-    "What every record says first: command, commit, versions, device, threads and time."
+    """What every record says first: command, commit, versions, device, threads and time.
+
+    OSError where it could not be written.
+    """
+    if out is not None:
+        if Path(out).is_dir(): raise OSError(f'{out} is a folder: give a file to --out')
+        try_folder(Path(out).parent, '--out')
     created = datetime.now(timezone.utc).isoformat(timespec='seconds')
     return dict(name=f'bench/{name}', command=command(), commit=commit(), versions=versions((*PACKAGES, 'triton')),
                 device=device_info(device), threads=torch.get_num_threads(), created=created, **rows)
 
 # %% ../../nbs/bench/20_record.ipynb #write-record
-def write_record(record: dict, out: str | Path) -> None:
-    "Write a record as JSON; the folder is made if there is none, and the file is replaced as a whole."
+def write_record(record: dict, out: str | Path | None) -> None:
+    "Write a record as JSON, if to anywhere; the folder is made if there is none, and the file replaced as a whole."
+    if out is None: return
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f'.{out.name}.{os.getpid()}')

@@ -6,7 +6,6 @@
 __all__ = ['stratified_split', 'shift_images', 'Images', 'pixel_statistics', 'Digits', 'Cifar10']
 
 # %% ../../nbs/data/30_images.ipynb #imports
-import io
 import random
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, check_integers, checksum, derive_seed, generator, load_split
+from .source import Data, Indexed, check_integers, checksum, derive_seed, generator, read_split
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/30_images.ipynb #split
@@ -24,7 +23,7 @@ def stratified_split(labels: Tensor, # (n,) class of each example
                      rest: str = 'train', # name of the first part
                      seed: int = 0, # of the shuffle
     ) -> dict[str, Tensor]: # indices of each part, sorted
-    "Split examples at the same fractions in every class."
+    "Split examples at the same fractions in every class. ValueError where a part would be empty."
     if min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
         raise ValueError(f'fractions {fractions} must be positive and leave something for {rest!r}')
     parts = {rest: [], **{k: [] for k in fractions}}
@@ -36,6 +35,9 @@ def stratified_split(labels: Tensor, # (n,) class of each example
             parts[k] += order[:n]
             order = order[n:]
         parts[rest] += order
+    if empty := [k for k, v in parts.items() if not v]:
+        raise ValueError(f'{empty[0]!r} gets none of {len(labels):,} examples: {fractions} are rounded in each '
+                         f'class, so choose another one, of at least one example')
     return {k: torch.tensor(sorted(v)) for k, v in parts.items()}
 
 # %% ../../nbs/data/30_images.ipynb #shift
@@ -141,15 +143,8 @@ def splits(self: Digits) -> dict[str, Images]:
 @lru_cache(maxsize=2)
 def _cifar10(split: str, path: str | None, revision: str | None) -> tuple[Tensor, Tensor]:
     "Pixels (n, 32, 32, 3) uint8 and labels of an official split."
-    from datasets import Image
-    from PIL import Image as P
-    rows = load_split('cifar10', split, path, revision).cast_column('img', Image(decode=False))
-    pixels = np.empty((len(rows), 32, 32, 3), np.uint8)
-    for i, row in enumerate(rows):
-        image = np.asarray(P.open(io.BytesIO(row['img']['bytes'])).convert('RGB'))
-        if image.shape != (32, 32, 3): raise ValueError(f'CIFAR-10 images are 32 × 32, image {i} is {image.shape[:2]}')
-        pixels[i] = image
-    return torch.from_numpy(pixels), torch.tensor(rows['label'][:])
+    rows = read_split('cifar10', split, path, revision)
+    return rows.pixels('img', (32, 32)), rows.labels('label', 10)
 
 # %% ../../nbs/data/30_images.ipynb #cifar-fields
 @dataclass(frozen=True)

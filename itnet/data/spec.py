@@ -58,7 +58,7 @@ def perplexity() -> Metric:
 # %% ../../nbs/data/05_spec.ipynb #spec
 @dataclass(frozen=True)
 class Spec:
-    "The facts about a data set from which a model is built, trained and judged. ValueError unless it has a `Metric`."
+    "The facts about a data set from which a model is built, trained and judged. ValueError unless sizes are positive."
     head: Literal['image', 'sequence', 'language'] # predicts for a whole image or sequence, or the next token
     inputs: int # size of the vocabulary, or number of channels
     outputs: int # number of classes, or of numbers that a regression predicts; the vocabulary again for language
@@ -69,3 +69,6 @@ class Spec:
         if not isinstance(self.metric, Metric):
             raise ValueError(f'metric {self.metric!r} must be a Metric, such as accuracy(10) or '
                              "Metric('error', MeanAbsoluteError, larger_is_better=False)")
+        for name, sizes in (('inputs', [self.inputs]), ('outputs', [self.outputs]), ('shape', self.shape)):
+            if not all(isinstance(size, int) and size > 0 for size in sizes):
+                raise ValueError(f'{name} {getattr(self, name)!r}: a size is an integer of at least 1')

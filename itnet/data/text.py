@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, check_integers, checksum, generator, load_split
+from .source import Data, Indexed, check_integers, checksum, generator, read_split
 from .spec import Spec, bits_per_byte
 
 # %% ../../nbs/data/20_text.ipynb #files
@@ -111,16 +111,19 @@ def checksums(self: SourceText) -> dict[str, str]:
 
 # %% ../../nbs/data/20_text.ipynb #helpers
 def _windows_of(corpus: dict[str, bytes], context: int, eval_bytes: int) -> dict[str, Windows]:
-    "Training windows of the train split, fixed windows of the others."
-    data = {k: torch.frombuffer(bytearray(v), dtype=torch.uint8) for k, v in corpus.items()}
-    return {k: Windows(v, context, None if k == 'train' else eval_bytes) for k, v in data.items()}
+    "Training windows of the train split, fixed windows of the others. ValueError names the split that is too short."
+    def windows(split: str, text: bytes) -> Windows:
+        data = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        try: return Windows(data, context, None if split == 'train' else eval_bytes)
+        except ValueError as e: raise ValueError(f'split {split!r}: {e}') from None
+    return {split: windows(split, text) for split, text in corpus.items()}
 
 # %% ../../nbs/data/20_text.ipynb #text
 @lru_cache(maxsize=2)
 def _text_corpus(name: str, path: str | None, revision: str | None) -> dict[str, bytes]:
     "The text of each split as bytes."
     def line(t: str) -> str: return t if t.endswith('\n') else (t or ' ') + '\n'
-    rows = {s: load_split(name, s, path, revision)['text'] for s in ('train', 'validation', 'test')}
+    rows = {s: read_split(name, s, path, revision).text() for s in ('train', 'validation', 'test')}
     return {s: ''.join(map(line, r)).encode() for s, r in rows.items()}
 
 # %% ../../nbs/data/20_text.ipynb #text-fields

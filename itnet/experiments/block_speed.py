@@ -67,14 +67,14 @@ def bench_block(lengths: tuple[int, ...] = (256, 1024, 4096),   # N
                 depth: int = 2,                                 # blocks
                 repeat: int = 9,                                # rounds, fewer where they take over two minutes
                 threads: int = 2,                               # CPU threads
-                out: str = 'results/bench/block.json'           # the record
+                out: str | None = None                          # file of the record; None: none
                ) -> str:                                        # a table, as Markdown
     "Time and memory of a training step, ITNet beside the Transformer. ValueError for lengths or counts below 1."
     if min(*lengths, tokens, repeat, threads) < 1:
         raise ValueError('lengths, tokens, repeat and threads must be at least 1')
     configs = models(dim, depth)
     with settled(threads):
-        record = begin_record('block', tokens=tokens, repeat=repeat)
+        record = begin_record('block', out=out, tokens=tokens, repeat=repeat)
         record['configs'] = {name: asdict(c) for name, c in configs.items()}
         record['parameters'] = {name: parameters(build_model(c, _text())) for name, c in configs.items()}
         record['rows'] = [block_row(configs, n, tokens, repeat, threads) for n in lengths]

@@ -127,7 +127,7 @@ def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2
                     repeat: int = 5,                            # rounds, fewer where they take over two minutes
                     threads: int = 2,                           # CPU threads
                     small: bool = False,                        # networks of a few thousand parameters instead
-                    out: str = 'results/bench/converted.json'   # the record
+                    out: str | None = None                      # file of the record; None: none
                    ) -> str:                                    # a table, as Markdown
     "Converted networks beside the originals: logits, time, memory. ValueError for unknown networks or counts below 1."
     for name in networks:
@@ -136,7 +136,7 @@ def bench_converted(networks: tuple[str, ...] = tuple(NAMES),   # resnet50, gpt2
         raise ValueError('networks, images, side, tokens, repeat and threads must be at least 1')
     sizes = dict(images=images, side=side, tokens=tokens)
     with settled(threads):
-        record = begin_record('converted', repeat=repeat, small=small, **sizes)
+        record = begin_record('converted', out=out, repeat=repeat, small=small, **sizes)
         record['rows'] = [network_row(name, sizes, small, repeat) for name in networks]
         for row in record['rows']:
             for train, kind in enumerate(_PASSES):

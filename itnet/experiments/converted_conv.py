@@ -194,7 +194,7 @@ def bench_converted_conv(taps: tuple[int, ...] = (3, 15, 63, 255, 1023, 4095),  
                          seconds: float = 15.,             # of a race, for which there may be fewer rounds
                          limit: float = 3.,                # seconds of a step from which a rule is left out
                          threads: int = 2,                 # CPU threads
-                         out: str = 'results/bench/converted_conv.json'    # the record
+                         out: str | None = None                            # file of the record; None: none
                         ) -> str:                          # tables, as Markdown
     "A converted convolution layer by every rule and by auto, over taps and lengths. ValueError for sizes out of range."
     if not (taps and lengths and kinds): raise ValueError('taps, lengths and kinds must not be empty')
@@ -203,15 +203,16 @@ def bench_converted_conv(taps: tuple[int, ...] = (3, 15, 63, 255, 1023, 4095),  
     if not all(l % 2 for l in taps):
         raise ValueError(f'taps={taps} must be odd, so that the output is as long as the input')
     if not set(kinds) <= set(LAYER_KINDS): raise ValueError(f'kinds={kinds}: choose from {LAYER_KINDS}')
-    so_far, speeds = Path(out).with_suffix('.part.json'), {}
+    so_far, speeds = out and Path(out).with_suffix('.part.json'), {}
     with settled(threads):
-        record = begin_record('converted_conv', channels=channels, batch=batch, repeat=repeat, limit=limit, rows=[])
+        record = begin_record('converted_conv', out=out, channels=channels, batch=batch, repeat=repeat, limit=limit,
+                              rows=[])
         for kind, l, n in product(kinds, taps, lengths):
             record['rows'].append(layer_row(TimedConv(l, n, kind, channels, batch), speeds, repeat, seconds, limit))
             write_record(record, so_far)
     record['rates'] = conv_rates(record['rows'])
     write_record(record, out)
-    so_far.unlink(missing_ok=True)
+    if so_far: so_far.unlink(missing_ok=True)
     return converted_conv_table(record)
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #table

@@ -35,12 +35,12 @@ def equality_row(case: LayerCase, count: int) -> dict:
 # %% ../../nbs/experiments/40_equality.ipynb #bench
 def bench_equality(count: int = 50,                                     # configurations of each case
                    threads: int = 1,                                    # CPU threads
-                   out: str = 'results/special_cases/equality.json'     # the record
+                   out: str | None = None                               # file of the record; None: none
                   ) -> str:                                             # the Rosetta table, as Markdown
     "Compare every special case with its independent implementation. ValueError for counts below 1."
     if min(count, threads) < 1: raise ValueError(f'count={count} and threads={threads} must be at least 1')
     with settled(threads):
-        record = begin_record('equality', count=count)
+        record = begin_record('equality', out=out, count=count)
         record['rows'] = [equality_row(case, count) for case in cases()]
     write_record(record, out)
     return rosetta(record)

@@ -88,7 +88,7 @@ def bench_fft_against(commit: str = 'HEAD~1',                      # what to com
                       rounds: int = 7,                             # two processes each
                       shortest: float = .2,                        # seconds of one measurement, at least
                       threads: int = 2,                            # CPU threads
-                      out: str = 'results/bench/fft_against.json'  # the record
+                      out: str | None = None                       # file of the record; None: none
                      ) -> str:                                     # a table, as Markdown
     "Step of the FFT convolution now and at another commit. ValueError for an unknown commit or sizes below 1."
     if not lengths or min(*lengths, batch, dim, rounds, threads) < 1 or shortest < 0:
@@ -96,7 +96,7 @@ def bench_fft_against(commit: str = 'HEAD~1',                      # what to com
     here = Path(itnet.__file__).resolve().parent.parent
     cases, took = list(product(lengths, ('bdn', 'bnd'))), dict(now=[], then=[])
     with settled(threads), checked_out(commit, here) as (there, full):
-        record = begin_record('fft_against', against=full, batch=batch, dim=dim, rounds=rounds)
+        record = begin_record('fft_against', out=out, against=full, batch=batch, dim=dim, rounds=rounds)
         for k in range(rounds):
             for when, root in (('now', here), ('then', there))[::(-1) ** k]:
                 took[when].append(process_seconds(root, cases, batch, dim, threads, shortest))

@@ -104,17 +104,17 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
               limit: int = 2**27,                            # numbers in a tensor, an eighth of it beyond N = 65,536
               seconds: float = 120.,                         # per length and step, for which there may be fewer rounds
               memory: bool = True,                           # a process for each variant
-              out: str = 'results/bench/fft.json'            # the record
+              out: str | None = None                         # file of the record; None: none
              ) -> str:                                       # tables, as Markdown
     "Time, memory and error of the FFT convolution beside baselines. ValueError for sizes below 1 or an unknown device."
     counts = (*lengths, batch, dim, repeat, threads, limit, *short, *short_lengths, *hard)
     if min(counts) < 1 or taps < 0 or not lengths or seconds <= 0:
         raise ValueError('lengths, batch, dim, repeat, threads, limit, short, short_lengths, hard and seconds '
                          'must be positive, and taps at least 0')
-    device, so_far, speeds = _device(device), Path(out).with_suffix('.part.json'), {}
+    device, so_far, speeds = _device(device), out and Path(out).with_suffix('.part.json'), {}
     with settled(threads):
         sizes = dict(batch=batch, dim=dim, repeat=repeat, gated=gated, limit=limit)
-        record = begin_record('fft', device, **sizes, rows=[], left_out=[])
+        record = begin_record('fft', device, out=out, **sizes, rows=[], left_out=[])
         for part, n, l, names in _schedule(lengths, taps, short, short_lengths, device):
             case = _fitting(n, l, batch, dim, gated, device, limit)
             wrong, left = check_variants(names, case, speeds)
@@ -124,7 +124,7 @@ def bench_fft(lengths: tuple[int, ...] = (64, 256, 1024, 4096, 16384, 65536, 262
             write_record(record, so_far)
         record['hard'] = hard_rows(hard, device)
     write_record(record, out)
-    so_far.unlink(missing_ok=True)
+    if so_far: so_far.unlink(missing_ok=True)
     return fft_table(record)
 
 # %% ../../nbs/experiments/60_fft_speed.ipynb #aims

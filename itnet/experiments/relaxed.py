@@ -115,12 +115,12 @@ def bench_relaxed(seeds: int = 3,                                  # of weights 
                   steps: int = 200,                                # after the conversion
                   warm: int = 400,                                 # before it
                   threads: int = 2,                                # CPU threads
-                  out: str = 'results/special_cases/relaxed.json'  # the record
+                  out: str | None = None                           # file of the record; None: none
                  ) -> str:                                         # a table, as Markdown
     "Relax three small trained networks and train them on, beside the constrained ones. ValueError for counts below 1."
     if min(seeds, steps, warm, threads) < 1: raise ValueError('seeds, steps, warm and threads must be at least 1')
     with settled(threads):
-        record, start = begin_record('relaxed', seeds=seeds, steps=steps, warm=warm), time.perf_counter()
+        record, start = begin_record('relaxed', out=out, seeds=seeds, steps=steps, warm=warm), time.perf_counter()
         record['rows'] = [relaxed_row(name, seed, steps, warm) for name in SUBJECTS for seed in range(seeds)]
         record['seconds'] = round(time.perf_counter() - start, 1)
     write_record(record, out)

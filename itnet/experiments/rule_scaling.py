@@ -28,19 +28,20 @@ def bench_rules(lengths: tuple[int, ...] = (64, 128, 256, 512, 1024, 2048),   # 
                 repeat: int = 5,                                # timed steps of each
                 threads: int | None = None,                     # CPU threads; rates are kept for this number
                 save: bool = False,                             # keep the rates in the user's cache folder
-                out: str = 'results/bench/rules.json'           # the record
+                out: str | None = None                          # file of the record; None: none
                ) -> str:                                        # a table, as Markdown
     "Time every rule on this device, and see whether the plan picks the fastest. ValueError for fewer than two lengths."
     lengths = tuple(sorted(set(lengths)))
     if len(lengths) < 2 or min(*lengths, repeat, threads or 1) < 1:
         raise ValueError('two different lengths are needed, and lengths, repeat and threads of at least 1')
     with settled(threads):
+        record = begin_record('rules', out=out, repeat=repeat)
         rows = time_rules(lengths, repeat=repeat)
         seen = {*lengths[::2], lengths[-1]}
         rates = fit_rates([r for r in rows if r['n'] in seen])
         found = choices(rows, rates)
-        record = begin_record('rules', repeat=repeat, fitted_at=sorted(seen), rows=rows, choices=found,
-                              rates={way: vars(r) for way, r in rates.rates.items()})
+        record |= dict(fitted_at=sorted(seen), rows=rows, choices=found,
+                       rates={way: vars(r) for way, r in rates.rates.items()})
         where = f'Kept in {save_rates(rates).name}.' if save else 'Not kept: give --save.'
     write_record(record, out)
     return rules_table(record) + f'\n\n{where}'
@@ -140,7 +141,7 @@ def bench_scaling(lengths: tuple[int, ...] = tuple(2**k for k in range(10, 19)),
                   dense_length: int = 16384,                    # N of the memory of dense
                   repeat: int = 9,                              # rounds, fewer where they take over two minutes
                   threads: int = 2,                             # CPU threads
-                  out: str = 'results/bench/rule_scaling.json'  # the record
+                  out: str | None = None                        # file of the record; None: none
                  ) -> str:                                      # tables, as Markdown
     "Time of scan and fft against N, scan and a loop, memory of dense. ValueError for counts below 1 or few lengths."
     if min(*lengths, loop_length, dense_length, repeat, threads) < 1:
@@ -149,7 +150,7 @@ def bench_scaling(lengths: tuple[int, ...] = tuple(2**k for k in range(10, 19)),
     if longer(fit_from) < 2: raise ValueError(f'fit_from={fit_from} leaves fewer than two lengths of {lengths}')
     with settled(threads):
         rows = {rule: forward_seconds(rule, lengths, repeat) for rule in ('scan', 'fft')}
-        record = begin_record('rule_scaling', repeat=repeat, fit_from=fit_from, tail_from=TAIL)
+        record = begin_record('rule_scaling', out=out, repeat=repeat, fit_from=fit_from, tail_from=TAIL)
         record['rows'] = [*rows['scan'], *rows['fft']]
         record['slopes'] = {rule: slope(x, fit_from) for rule, x in rows.items()}
         record['tails'] = {rule: slope(x, TAIL) for rule, x in rows.items()} if longer(TAIL) > 1 else None

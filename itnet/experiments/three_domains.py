@@ -23,15 +23,13 @@ PAIRS = [('digits', 'resnet'), ('text', 'transformer'), ('listops', 'lstm')]
 # %% ../../nbs/experiments/00_three_domains.ipynb #run
 def _folder(recipe: Recipe, out: str | Path) -> Path:
     "Where a run keeps its checkpoints."
-    return Path(out) / run_name(recipe.name, recipe.train.seed)
+    return Path(out) / run_name(recipe.name, recipe.train.seed, config_hash(recipe.to_dict()))
 
 def _run_or_reuse(recipe: Recipe, out: str, results: str, resume: bool, quiet: bool) -> Record:
     "One run of the demo, or what is already there of it."
     folder = _folder(recipe, out)
     done, checkpoint = Path(results) / f'{folder.name}.json', folder / 'last.ckpt'
-    if resume and done.is_file():
-        record = read_record(done)
-        if record.status == 'finished' and record.config_hash == config_hash(recipe.to_dict()): return record
+    if resume and done.is_file() and (record := read_record(done)).status == 'finished': return record
     resumed = checkpoint if resume and checkpoint.is_file() else None
     return fit(recipe, out=out, results=results, quiet=quiet, resume=resumed)
 

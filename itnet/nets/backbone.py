@@ -8,6 +8,7 @@ __all__ = ['ITNet', 'scale_residuals']
 # %% ../../nbs/nets/10_backbone.ipynb #imports
 import torch.nn as nn
 from torch import Tensor
+from ..data.source import check_sizes
 from ..measure.measure import Measure
 from .block import ITBlock
 
@@ -21,6 +22,7 @@ class ITNet(nn.Module):
                  **block                  # the further arguments of `ITBlock`
                 ):
         super().__init__()
+        check_sizes('ITNet', depth=depth)
         self.out_dim = dim
         self.blocks = nn.ModuleList(ITBlock(dim, heads, **block) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)

@@ -9,6 +9,7 @@ __all__ = ['SequenceClassifier', 'LanguageModel', 'ImageClassifier']
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from ..data.source import check_sizes
 from ..measure.measure import Measure, mean
 
 # %% ../../nbs/nets/20_heads.ipynb #check
@@ -26,6 +27,7 @@ class SequenceClassifier(nn.Module):
     "One answer for a sequence of tokens; masked positions count for nothing."
     def __init__(self, backbone: nn.Module, vocab: int, classes: int, dim: int):
         super().__init__()
+        check_sizes('SequenceClassifier', vocab=vocab, classes=classes, dim=dim)
         self.vocab, self.embed, self.backbone = vocab, nn.Embedding(vocab, dim), backbone
         self.out = nn.Linear(backbone.out_dim, classes)
 
@@ -42,6 +44,7 @@ class LanguageModel(nn.Module):
     "Logits of the next token at every position. The backbone must be causal, else it sees the answer."
     def __init__(self, backbone: nn.Module, vocab: int, dim: int):
         super().__init__()
+        check_sizes('LanguageModel', vocab=vocab, dim=dim)
         if backbone.out_dim != dim:
             raise ValueError(f'the backbone ends with {backbone.out_dim} channels, the embedding has {dim}')
         self.vocab, self.embed, self.backbone = vocab, nn.Embedding(vocab, dim), backbone
@@ -60,6 +63,7 @@ class ImageClassifier(nn.Module):
     "One answer for an image, channels last."
     def __init__(self, backbone: nn.Module, channels: int, classes: int, dim: int):
         super().__init__()
+        check_sizes('ImageClassifier', channels=channels, classes=classes, dim=dim)
         self.channels, self.stem, self.backbone = channels, nn.Conv2d(channels, dim, 3, padding=1), backbone
         self.out = nn.Linear(backbone.out_dim, classes)
 

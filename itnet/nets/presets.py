@@ -8,8 +8,10 @@ __all__ = ['ITNetConfig', 'TransformerConfig', 'ResNetConfig', 'LSTMConfig', 'bu
 # %% ../../nbs/nets/40_presets.ipynb #imports
 from dataclasses import dataclass, replace
 import torch.nn as nn
+from ..data.source import check_integers
 from .backbone import ITNet
-from .baselines import ResNet, StackedLSTM, Transformer
+from .baselines import ResNet, StackedLSTM, Transformer, check_stages
+from .block import check_block, check_heads
 from .heads import ImageClassifier, LanguageModel, SequenceClassifier
 
 # %% ../../nbs/nets/40_presets.ipynb #itnet-config
@@ -24,6 +26,9 @@ class ITNetConfig:
     window: int = 8            # range of the near kernel; 0: none
     short: int = 4             # taps of the short convolution; 0: none
     hidden: int = 256          # of the pointwise network
+    def __post_init__(self):
+        check_integers(self, 'depth')
+        check_block('ITNetConfig', self.dim, self.heads, self.rank, self.extent, self.window, self.short, self.hidden)
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one."
@@ -38,6 +43,9 @@ class TransformerConfig:
     depth: int = 4
     heads: int = 4
     hidden: int = 344          # of the pointwise network
+    def __post_init__(self):
+        check_integers(self, 'dim', 'depth', 'heads', 'hidden')
+        check_heads(self.dim, self.heads, even=True)
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one."
@@ -49,6 +57,7 @@ class ResNetConfig:
     "Residual convolutional network of basic blocks."
     dim: int = 32                          # channels of the first stage
     depth: tuple[int, ...] = (2, 2)        # blocks of each stage
+    def __post_init__(self): check_stages('ResNetConfig', self.dim, self.depth)
 
     def build(self, dims: int = 2, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one. ValueError if causal."
@@ -63,6 +72,7 @@ class LSTMConfig:
     "Stacked LSTM layers, both directions unless causal."
     dim: int = 128
     depth: int = 2
+    def __post_init__(self): check_integers(self, 'dim', 'depth')
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one. ValueError for a grid."

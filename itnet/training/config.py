@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'CONFIGURATIONS', 'CONFIG_MODULES', 'Train', 'Recipe', 'class_name', 'plain', 'register_config',
-           'config_class', 'register_classes', 'from_dict', 'config_differences', 'register', 'names', 'get']
+           'config_class', 'register_classes', 'from_dict', 'config_differences', 'extended_config', 'register',
+           'names', 'get']
 
 # %% ../../nbs/training/35_config.ipynb #imports
 import difflib
@@ -13,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from typing import Any
 from fastcore.basics import patch
+from .device import check_precision
 from .ledger import flatten
 from .optim import Optim
 
@@ -52,8 +54,7 @@ class Recipe:
                              'task and model')
         warmup, steps = self.optim.warmup, self.train.steps
         if warmup > steps: raise ValueError(f'optim.warmup={warmup} is longer than train.steps={steps}: shorten it')
-        if self.train.precision == '16-mixed' and self.train.device == 'cpu':
-            raise ValueError("train.precision='16-mixed' needs a GPU: choose bf16-mixed or 32-true on the CPU")
+        check_precision(self.train.precision, self.train.device)
 
 # %% ../../nbs/training/35_config.ipynb #vary
 @patch
@@ -144,12 +145,23 @@ def config_differences(
     saved: dict,    # a recipe as plain values
     wanted: dict    # another
 ) -> list[str]:     # e.g. "optim.lr: 0.1 in the checkpoint, 0.2 requested"
-    "Fields in which two configurations differ; threads and device may."
-    free = 'train.threads', 'train.device'
+    "Fields in which two configurations differ; threads and device may, and lengths of earlier schedules."
+    free = 'train.threads', 'train.device', 'extended_from'
     a, b = ({k: v for k, v in flatten(c).items() if k not in free} for c in (saved, wanted))
     def show(c, k): return repr(c[k]) if k in c else 'absent'
     return [f'{k}: {show(a, k)} in the checkpoint, {show(b, k)} requested'
             for k in [*a, *sorted(b.keys() - a.keys())] if show(a, k) != show(b, k)]
+
+def extended_config(
+    saved: dict,    # a recipe as plain values, of a checkpoint
+    wanted: dict    # that of the run which goes on from it: as many steps, or more
+) -> dict:          # `wanted`, and the steps of earlier schedules in `extended_from`
+    "The configuration of a run that goes on. ValueError, naming the fields, where it is another or a shorter one."
+    before, steps = saved['train']['steps'], wanted['train']['steps']
+    alike = {**wanted, 'train': {**wanted['train'], 'steps': before if steps > before else steps}}
+    if diff := config_differences(saved, alike): raise ValueError('\n  '.join(['another configuration:', *diff]))
+    earlier = [*saved.get('extended_from', []), *([before] if steps > before else [])]
+    return wanted | ({'extended_from': earlier} if earlier else {})
 
 # %% ../../nbs/training/35_config.ipynb #registry
 _registered: dict[str, Recipe] = {}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'SCHEMA', 'COLUMNS', 'flatten', 'config_hash', 'package_version', 'versions', 'commit', 'command',
-           'Record', 'begin', 'thin', 'run_name', 'write', 'read_record', 'read_records', 'paired', 'summary', 'table']
+           'Record', 'begin', 'thin', 'run_name', 'try_folder', 'write', 'read_record', 'read_records', 'paired',
+           'summary', 'table']
 
 # %% ../../nbs/training/20_ledger.ipynb #imports
 import hashlib
@@ -15,6 +16,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -33,11 +35,16 @@ def flatten(config: dict, prefix: str = '') -> dict:
         out.update(flatten(v, f'{prefix}{k}.') if isinstance(v, dict) and v else {prefix + k: v})
     return out
 
+def _scrub(v):
+    "Nested values in which absolute paths have lost their folders."
+    if isinstance(v, dict): return {k: _scrub(x) for k, x in v.items()}
+    return Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
+
 def config_hash(
     config: dict   # a recipe as nested plain values
 ) -> str:          # 12 hexadecimal digits
     "Hash of a configuration without its seed, threads and device: equal for runs that repeat one another."
-    flat = {k: v for k, v in flatten(config).items() if k not in _UNHASHED}
+    flat = {k: v for k, v in flatten(_scrub(config)).items() if k not in _UNHASHED}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/training/20_ledger.ipynb #versions
@@ -67,10 +74,14 @@ def commit(root: Path | None = None) -> dict | None:
 
 # %% ../../nbs/training/20_ledger.ipynb #command
 def command() -> str:
-    "The command line without machine paths: `itnet …` for the tool, `python` for anything else"
-    argv = [Path(a).name if Path(a).is_absolute() else a for a in sys.argv]
+    "The command line without machine paths and without where files go: `itnet …` for the tool, else `python`."
+    words = iter(sys.argv)
+    def kept(word): return word.partition('=')[0] not in _DESTINATIONS or '=' not in word and not next(words, 1)
+    argv = [Path(a).name if Path(a).is_absolute() else a for a in words if kept(a)]
     argv = [re.sub(r'=(/\S+)$', lambda m: '=' + Path(m[1]).name, a) for a in argv]
     return shlex.join(['itnet', *argv[1:]]) if argv and argv[0] in ('itnet', 'cli.py', '__main__.py') else 'python'
+
+_DESTINATIONS = ('--out', '--results')
 
 # %% ../../nbs/training/20_ledger.ipynb #record
 SCHEMA = 1
@@ -106,10 +117,6 @@ class Record:
     schema: int = SCHEMA
 
 # %% ../../nbs/training/20_ledger.ipynb #begin
-def _scrub(v):
-    if isinstance(v, dict): return {k: _scrub(x) for k, x in v.items()}
-    return Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
-
 def begin(name: str, config: dict, seed: int, device: str = 'cpu') -> Record:
     "A record with everything that is known before a run starts; absolute paths in the configuration lose their folders"
     config = _scrub(config)
@@ -131,21 +138,30 @@ def _number(v):
 
 def run_name(
     name: str,      # recipe
-    seed: int       # seed of the run
+    seed: int,      # seed of the run
+    hash: str       # `config_hash` of its configuration
 ) -> str:           # what its record and its folder are called
-    "The name of one run as a file name, `<recipe>-s<seed>`."
-    return f"{name.replace('/', '-')}-s{seed}"
+    "The name of one run as a file name, `<recipe>-s<seed>-<hash>`."
+    return f"{name.replace('/', '-')}-s{seed}-{hash}"
+
+def try_folder(
+    folder: str | Path, # made if missing
+    option: str         # what moves it, for the message
+) -> None:
+    "Make a file in a folder, and none is left. OSError with the remedy where that cannot be done."
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder): pass
+    except OSError as e: raise OSError(f'{folder} cannot be written to ({e.strerror}): give another {option}') from None
 
 # %% ../../nbs/training/20_ledger.ipynb #write
 def write(
     record: Record,         # the run
     root='results'          # folder of the experiment; made if missing
 ) -> Path:                  # the file written
-    "Write a record as `<recipe>-s<seed>.json`, atomically; beside an existing one that is not its own."
-    stem, root = run_name(record.name, record.seed), Path(root)
-    path = root/f'{stem}.json'
-    if path.exists() and read_record(path).config_hash != record.config_hash:
-        path = root/f'{stem}-{record.config_hash}.json'
+    "Write a record as `<recipe>-s<seed>-<hash>.json`, atomically; beside a finished one if it is not."
+    root = Path(root)
+    path = root/f'{run_name(record.name, record.seed, record.config_hash)}.json'
     if path.exists() and read_record(path).status == 'finished' != record.status:
         path = path.with_name(f'{path.stem}-{record.status}.json')
     root.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ import csv
 import re
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 import lightning as L
 import torch
@@ -19,10 +20,11 @@ from torch import nn
 from ..data.module import DataModule
 from ..data.spec import Metric
 from .callbacks import Bar, Checkpoints, Curve, Interrupted, StopRun, interruptible
-from .config import Recipe, Train, config_differences, from_dict, get, names, register, register_classes
-from .device import peak_memory, pick_device, settled
-from .ledger import Record, begin, run_name, thin, write
-from .optim import Optim
+from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
+from .config import register_classes
+from .device import check_precision, peak_memory, pick_device, settled
+from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
+from .optim import Optim, warmup_cosine
 from .tasks import Task
 
 # %% ../../nbs/training/40_recipe.ipynb #all
@@ -44,70 +46,101 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {'total': total, 'embeddings': emb, 'without_embeddings': total - emb}
 
 # %% ../../nbs/training/40_recipe.ipynb #trainer
-def _trainer(recipe: Recipe, device: str, **kw) -> L.Trainer:
+def _trainer(precision: str, device: str, **kw) -> L.Trainer:
     "A Lightning trainer on one device that adds nothing of its own to a run"
     kind, _, index = device.partition(':')
     return L.Trainer(accelerator='gpu' if kind == 'cuda' else kind, devices=[int(index)] if index else 1,
-                     precision=recipe.train.precision, enable_checkpointing=False, enable_model_summary=False,
+                     precision=precision, enable_checkpointing=False, enable_model_summary=False,
                      num_sanity_val_steps=0, inference_mode=True, **kw)
 
 # %% ../../nbs/training/40_recipe.ipynb #load
-def _read_checkpoint(checkpoint, wanted: Recipe | None) -> dict:
-    "A checkpoint, checked against the recipe that wants it"
+def _read_checkpoint(checkpoint) -> dict:
+    "A checkpoint and where it is. ValueError where there is none, or it holds no recipe."
     path = Path(checkpoint)
     if path.is_dir(): path = path/'last.ckpt'
-    if not path.is_file(): raise ValueError(f'no checkpoint at {path}: give a .ckpt file or the folder of a run')
+    if not path.is_file():
+        near = sorted(f'{p}' for p in path.parent.glob(f'{path.name}-*')) if path.name else []
+        raise ValueError(f'no checkpoint at {path}: give a .ckpt file or the folder of a run' +
+                         (f", such as {', '.join(near)}" if near else ''))
     try: saved = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise ValueError(f'{path} cannot be read as a checkpoint ({type(e).__name__})') from None
     if not isinstance(saved, dict) or 'recipe' not in saved:
         raise ValueError(f'{path} holds no recipe: it was not written by `itnet train`')
-    if wanted and (diff := config_differences(saved['recipe'], wanted.to_dict())):
-        raise ValueError('\n  '.join([f'{path} is a checkpoint of another configuration:', *diff]))
     return {**saved, 'path': path, 'evaluations': len(saved['callbacks']['Curve']['evals'])}
 
+def _configuration(recipe: Recipe, saved: dict | None) -> dict:
+    "The recipe as plain values, with what it was before it was extended. ValueError for a checkpoint of another."
+    try: return extended_config(saved['recipe'], recipe.to_dict()) if saved else recipe.to_dict()
+    except ValueError as e: raise ValueError(f"{saved['path']} is a checkpoint of {e}") from None
+
 # %% ../../nbs/training/40_recipe.ipynb #folder
-def _make_folder(folder: Path, saved: dict | None):
-    "A fresh run clears what an earlier one left; a resumed one keeps it, and fetches its best weights from elsewhere"
-    folder.mkdir(parents=True, exist_ok=True)
+def _make_folder(folder: Path, config: dict, saved: dict | None):
+    "A fresh run clears what it left before; a resumed one keeps it, and fetches its best weights from elsewhere"
+    try_folder(folder, '--out')
+    elsewhere = saved and saved['path'].parent.resolve() != folder.resolve()
+    if not saved or elsewhere: _check_own(folder, config)
     if not saved:
-        for pattern in ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*'):
+        for pattern in ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*', f'{folder.name}*.json'):
             for f in folder.glob(pattern): f.unlink()
-    elif saved['path'].parent.resolve() != folder.resolve():
+    elif elsewhere:
         best = saved['path'].with_name('best.ckpt')
         if best.is_file(): shutil.copy(best, folder/'best.ckpt')
         elif saved['evaluations']: raise ValueError(f'{best} is missing: resuming needs the best weights so far')
 
+def _check_own(folder: Path, config: dict):
+    "ValueError where a folder holds weights of another configuration: one with data elsewhere has the same name."
+    for path in folder.glob('*.ckpt'):
+        try: there = _read_checkpoint(path)['recipe']
+        except ValueError: continue                                   # damaged: nothing to lose
+        if diff := config_differences(there, config):
+            why = f'{folder} holds the weights of another configuration: give another --out'
+            raise ValueError('\n  '.join([why, *diff]))
+
 # %% ../../nbs/training/40_recipe.ipynb #loggers
-def _loggers(folder: Path, recipe: Recipe, saved: dict | None) -> list:
+def _loggers(folder: Path, config: dict, saved: dict | None) -> list:
     "CSV and TensorBoard in the folder of the run; a resumed run keeps the CSV rows up to its step"
-    old = list(csv.DictReader(f.open(newline=''))) if saved and (f := folder/'metrics.csv').is_file() else []
+    file = saved and saved['path'].with_name('metrics.csv')
+    old = list(csv.DictReader(file.open(newline=''))) if file and file.is_file() else []
     logs = [CSVLogger(folder.parent, folder.name, ''), TensorBoardLogger(folder.parent, folder.name, '')]
-    logs[0].log_hyperparams(recipe.to_dict())
+    logs[0].log_hyperparams(config)
     for row in old:
         step = int(row.pop('step'))
         if step <= saved['global_step']: logs[0].log_metrics({k: float(v) for k, v in row.items() if v}, step)
     return logs
 
 # %% ../../nbs/training/40_recipe.ipynb #prepare
-def _prepare(recipe: Recipe, out: Path, resume, quiet: bool, flag):
+def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag):
     "Everything `fit` needs, made in the order in which it can fail"
-    device, saved = pick_device(recipe.train.device), _read_checkpoint(resume, recipe) if resume else None
+    device, saved = pick_device(recipe.train.device), _read_checkpoint(resume) if resume else None
+    check_precision(recipe.train.precision, device)
+    config = _configuration(recipe, saved)
     L.seed_everything(recipe.train.seed, verbose=False)
-    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, recipe.train.seed)
+    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, recipe.train.seed, config_hash(config))
     task = Task(build(recipe), spec, recipe.optim, recipe.train.steps)
     data = DataModule(recipe.data, recipe.train.seed)
     data.setup()
-    _make_folder(folder, saved)
+    if results is not None: try_folder(results, '--results')
+    _make_folder(folder, config, saved)
     curve = Curve()
-    calls = [curve, Checkpoints(folder, recipe.to_dict(), curve, spec.metric, flag)]
+    calls = [curve, Checkpoints(folder, config, curve, spec.metric, flag)]
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
-    logs = _loggers(folder, recipe, saved)
-    trainer = _trainer(recipe, device, max_steps=recipe.train.steps, max_epochs=-1, log_every_n_steps=10, logger=logs,
+    trainer = _trainer(recipe.train.precision, device, max_steps=recipe.train.steps, max_epochs=-1,
+                       log_every_n_steps=10, logger=_loggers(folder, config, saved), callbacks=calls + bar,
                        val_check_interval=recipe.train.eval_every, check_val_every_n_epoch=None,
-                       callbacks=calls + bar, enable_progress_bar=bool(bar))
-    record = begin(recipe.name, recipe.to_dict(), recipe.train.seed, device)
+                       enable_progress_bar=bool(bar))
+    record = begin(recipe.name, config, recipe.train.seed, device)
     record.data, record.parameters = recipe.data.checksums(), count_parameters(task.model)
+    if saved and not quiet: _say_extended(recipe, saved)
     return trainer, task, data, curve, folder, record, saved
+
+# %% ../../nbs/training/40_recipe.ipynb #extended
+def _say_extended(recipe: Recipe, saved: dict):
+    "Print where the schedule of a longer run goes on."
+    before, steps, at = saved['recipe']['train']['steps'], recipe.train.steps, saved['global_step']
+    if before == steps: return
+    then, now = (warmup_cosine(at, n, recipe.optim.warmup, recipe.optim.final) for n in (before, steps))
+    print(f'{recipe.name}  step {at}  {before} steps become {steps}: the learning rate goes on at {now:.2f} of its '
+          f'peak, where the schedule of {steps} steps is; that of {before} was at {then:.2f}')
 
 # %% ../../nbs/training/40_recipe.ipynb #settle
 def _settle(record: Record, curve: Curve, trainer, metric: Metric):
@@ -140,16 +173,16 @@ def _without_paths(error: Exception) -> str:
 # %% ../../nbs/training/40_recipe.ipynb #fit
 def fit(
     recipe: Recipe,         # what to run
-    out='runs',             # folder for checkpoints and logs, in `<recipe>-s<seed>/`
+    out='runs',             # folder for checkpoints and logs, in `<recipe>-s<seed>-<hash>/`
     results='results',      # folder of the record; None writes none
-    resume=None,            # a checkpoint of the same configuration, or the folder of a run
+    resume=None,            # a checkpoint of the same configuration, of fewer steps perhaps, or a run's folder
     quiet: bool = False     # no bar and no lines
 ) -> Record:                # the record, as written
     "Train, select on validation, test once. Raises ValueError before any work, `Interrupted` after Ctrl-C."
     flag = threading.Event()
     register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
     with settled(recipe.train.threads):
-        trainer, task, data, curve, folder, record, saved = _prepare(recipe, out, resume, quiet, flag)
+        trainer, task, data, curve, folder, record, saved = _prepare(recipe, out, results, resume, quiet, flag)
         try:
             with interruptible(flag): record.test = _train_and_test(trainer, task, data, folder, saved)
             record.status = 'finished'
@@ -159,7 +192,8 @@ def fit(
             raise
         finally:
             _settle(record, curve, trainer, recipe.data.spec.metric)
-            if results is not None: write(record, results)
+            kept = record.status == 'finished' or record.status == 'interrupted' and record.steps
+            if results is not None: write(record, results if kept else folder)
         if record.status == 'interrupted' or flag.is_set():
             raise Interrupted(f'{recipe.name} stopped at step {record.steps}', record, folder/'last.ckpt')
     return record
@@ -168,7 +202,9 @@ def fit(
 def _restore(checkpoint, recipe: Recipe | None = None) -> tuple[Recipe, Task]:
     "Recipe and trained task of a checkpoint"
     path = Path(checkpoint)
-    saved = _read_checkpoint(path/'best.ckpt' if path.is_dir() else path, recipe)
+    saved = _read_checkpoint(path/'best.ckpt' if path.is_dir() else path)
+    if recipe and (diff := config_differences(saved['recipe'], recipe.to_dict())):
+        raise ValueError('\n  '.join([f"{saved['path']} is a checkpoint of another configuration:", *diff]))
     recipe = recipe or from_dict(saved['recipe'])
     task = Task(build(recipe), recipe.data.spec, recipe.optim, recipe.train.steps)
     task.load_state_dict(saved['state_dict'])
@@ -179,14 +215,17 @@ def evaluate(
     split: str = 'test',            # or validation
     recipe: Recipe | None = None,   # refuse a checkpoint of another configuration
     device: str = 'auto',           # where to evaluate
-    threads: int | None = None      # CPU threads
+    threads: int | None = None,     # CPU threads
+    precision: str | None = None    # another than the run was trained in, for a device that does not have that
 ) -> dict[str, float]:              # loss and metric of the data set
     "Metrics of saved weights. ValueError for no checkpoint, one of another configuration or of unknown classes."
     if split not in ('validation', 'test'): raise ValueError(f'split {split!r} is unknown: choose validation or test')
     device = pick_device(device)
     recipe, task = _restore(checkpoint, recipe)
+    precision = precision or recipe.train.precision
+    check_precision(precision, device)
     with settled(threads):
-        trainer = _trainer(recipe, device, logger=False, enable_progress_bar=False)
+        trainer = _trainer(precision, device, logger=False, enable_progress_bar=False)
         (trainer.test if split == 'test' else trainer.validate)(task, datamodule=DataModule(recipe.data), verbose=False)
     return dict(task.result)
 

@@ -76,6 +76,13 @@ def on_train_batch_end(self: Task, outputs, batch: dict, batch_idx: int):
               **{f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}}
     for logger in t.loggers: logger.log_metrics(values, step=step)
 
+@patch
+def on_train_start(self: Task):
+    "Set the learning rates of the schedule at this step; a checkpoint of a shorter run has others."
+    schedule = self.lr_schedulers()
+    for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
+        group['lr'] = base * factor(schedule.last_epoch)
+
 # %% ../../nbs/training/10_tasks.ipynb #eval-step
 @patch
 def _evaluate(self: Task, batch: dict):
