@@ -9,6 +9,7 @@ import transformers as T
 from torch.nn.utils import parametrizations, prune
 
 from itnet.special_cases import hub
+from itnet.special_cases.architectures import built, tried
 from itnet.special_cases.case import SpecialCase, from_torch
 from itnet.special_cases.equality import relative_errors
 from itnet.special_cases.pretrained import conversion_report, from_pretrained_model, look, outside
@@ -243,6 +244,7 @@ def test_subclasses_and_scripted_layers():
     scripted = nn.Sequential(torch.jit.script(nn.Conv1d(3, 3, 3)))
     with pytest.raises(NotImplementedError, match="^0: scripted Conv1d is not covered"): from_pretrained_model(scripted)
     assert look(nn.Sequential(torch.jit.script(nn.Linear(3, 3)))).refused == {}
+    assert list(look(torch.jit.script(nn.Sequential(nn.ReLU(), nn.Sequential(nn.Conv1d(3, 3, 3))))).refused) == ["1.0"]
 
 
 def test_a_layer_that_is_called_twice():
@@ -276,6 +278,10 @@ def test_computed_weights_stay_computed(way):
             back = copy.deepcopy(layer) if way != "pruned" and "old" not in way else layer
             back.load_state_dict(same.state_dict())
             assert max(relative_errors(back, same, *args).values()) < 1e-12
+    if "weight_norm" in way:
+        layer, x = COMPUTED[way](nn.GRU(3, 4, batch_first=True).double(), "weight_hh_l0"), torch.randn(2, 5, 3, dtype=torch.float64, requires_grad=True)
+        layer(x)                                                          # keeps what it computed in a list, too
+        assert max(relative_errors(layer, from_torch(layer), x).values()) < 1e-12
     if way == "weight_norm":
         same = from_torch(layers[0])
         nn.utils.parametrize.remove_parametrizations(same, "weight")      # what torch does with a layer, it does with its case
@@ -305,6 +311,23 @@ def test_what_is_converted_in_part_is_named():
     assert all(seen.conversion.left[path][1].startswith("combines points by") for path in mixers)
     assert seen.conversion.left["backbone.layers.0.mixer.conv1d"] == ("Conv1d", "converted, and not called with the example")
     assert torch.equal(seen(IDS).logits, model(IDS).logits)
+
+
+@pytest.mark.parametrize("name, kept, doubtful", [("Jamba", (), "JambaMambaMixer"), ("Bamba", (), "BambaMixer"), ("SqueezeBert", (), "SqueezeBertSelfAttention"),
+                                                  ("Nystromformer", (), "NystromformerSelfAttention"),
+                                                  ("RecurrentGemma", ("RecurrentGemmaAttention", "RecurrentGemmaRglru"), "RecurrentGemmaRecurrentBlock")])
+def test_a_mixer_with_a_known_convolution_is_named_without_an_example(name, kept, doubtful):
+    model = built(name)
+    assert doubtful in {kind for kind, why in look(model, kept).left.values() if "in part" in why}
+    assert set(kept) <= {type(model.get_submodule(path)).__name__ for path in look(model).refused}
+    assert not any("in part" in why for _, why in look(built("Bert")).left.values())       # a wrapper of a known attention is no doubt
+
+
+def test_the_table_of_architectures_holds():
+    for name in ("Gemma", "Segformer", "Whisper"):
+        row = tried(name)
+        assert row["outcome"] == "whole" and row["error"] < 2e-6 and row["replaced"], name
+    assert tried("Swin") == dict(outcome="refused", refused="SwinAttention is not covered")
 
 
 def test_a_network_of_which_nothing_is_known():

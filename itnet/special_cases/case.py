@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils._pytree import tree_leaves
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..transform import apply
@@ -66,7 +67,7 @@ def keep_computed(case: nn.Module, layer: nn.Module) -> None:
 # %% ../../nbs/special_cases/00_case.ipynb #copied
 def copied(module: nn.Module) -> nn.Module:
     "A deep copy. What a hook computes before each call, and torch refuses to copy, is copied as numbers."
-    held = [x for m in module.modules() for x in vars(m).values() if isinstance(x, Tensor) and not x.is_leaf]
+    held = [x for m in module.modules() for x in tree_leaves(vars(m)) if isinstance(x, Tensor) and not x.is_leaf]
     return copy.deepcopy(module, {id(x): x.detach().clone() for x in held})
 
 # %% ../../nbs/special_cases/00_case.ipynb #special-case

@@ -27,7 +27,7 @@ LEFT = {kind: why for why, kinds in _WHY_LEFT.items() for kind in kinds}
 
 # names of layers that mix points, and of those that do so with a filter
 MIXES = re.compile(r'(Attention|Attn|Mixer|Mixing|Conv(Transpose)?\d?d?|Pool\d?d|Fold|Unfold|Upsample|RNN|LSTM|GRU|SSM'
-                   r'|Retention|Hyena|FourierTransform)$')
+                   r'|Retention|Hyena|FourierTransform|Recurrent(Block|Layer|Cell|Unit)?|[Ll]ru)$')
 LOCAL = re.compile(r'(Conv(Transpose)?\dd|Pool\dd)$')
 
 DOUBT = 'in part: whether its own code combines points, an example tells'
