@@ -1,4 +1,9 @@
 """Rules by fused kernels are the rules: on a GPU if there is one, else by Triton's interpreter on the CPU."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,8 +17,8 @@ from itnet.kernel.selective import Selective
 from itnet.kernel.stationary import Exponentials, Implicit
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(backend.why_not(torch.device(DEVICE)) is not None,
-                                reason=f"{backend.why_not(torch.device(DEVICE))}")
+WHY_NOT = backend.why_not(torch.device(DEVICE)) if DEVICE == "cuda" else None if backend._triton() else "triton is not installed"
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 KERNELS = {
     "far": ("dense", lambda: (Separable(6, 2, rank=3) * Implicit(2, extent=9, positive=True)).normalise()),
     "causal": ("dense", lambda: (Separable(6, 2, rank=3) * Implicit(2, extent=9, positive=True)).restrict(causal=True).normalise()),
@@ -26,6 +31,7 @@ KERNELS = {
 @pytest.fixture
 def kernels(monkeypatch):
     "Fused kernels wherever they fit; what they do not write is NaN."
+    if DEVICE == "cpu": monkeypatch.setenv("TRITON_INTERPRET", "1")
     def use(yes: bool):
         for module in (dense, scan): monkeypatch.setattr(module, "usable", lambda x: yes)
     monkeypatch.setattr(backend, "POISON", True)
@@ -88,3 +94,66 @@ def test_a_kernel_that_fails_is_replaced_and_reported(kernels, monkeypatch):
     u, k = torch.randn(2, 20, 3, device=DEVICE), torch.randn(20, 3, device=DEVICE)
     with pytest.warns(RuntimeWarning, match="itnet doctor"): y = fft_conv.fft_conv(u, k, method="triton")
     assert torch.allclose(y, fft_conv.fft_conv(u, k, method="fft"), atol=1e-5) and "no such instruction" in backend.FAILED["long_conv float32 20"]
+
+
+ORDERS = """
+import os
+def switch(on): os.environ.update(TRITON_INTERPRET="1") if on else os.environ.pop("TRITON_INTERPRET", None)
+def imports():
+    import triton.language
+    import itnet.gpu.long_conv
+for step in {steps}:
+    imports() if step == "import" else switch(step == "on")
+import torch
+from itnet.conv.op import fft_conv
+u, k = torch.randn(2, 20, 3), torch.randn(20, 3)
+want = fft_conv(u.double(), k.double(), method="fft")
+assert (fft_conv(u, k, method="triton") - want).norm() <= 2e-6 * want.norm()
+print("right")
+"""
+
+
+@pytest.mark.parametrize("steps", [("import", "on"), ("on", "import", "off", "on")], ids=" ".join)
+def test_the_interpreter_may_be_switched_on_at_any_time(steps):
+    "Before Triton is imported, as by `TRITON_INTERPRET=1 python`, or after another library imported it."
+    done = subprocess.run([sys.executable, "-c", ORDERS.format(steps=steps)], capture_output=True, text=True, env=environment())
+    assert done.stdout == "right\n", done.stderr
+
+
+COMPILED = """
+import os, torch, triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from itnet.gpu.jit import jit
+
+@jit
+def norms(x, y, SIZE: tl.constexpr):
+    at = tl.arange(0, SIZE)
+    tl.store(y + tl.program_id(0), tl.sqrt(tl.sum(tl.cumsum(tl.load(x + at), 0) * tl.max(tl.load(x + at), 0), 0)))
+
+def code():
+    source = ASTSource(norms, dict(x="*fp32", y="*fp32", SIZE="constexpr"), dict(SIZE=64))
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+triton.knobs.compilation.always_compile = True
+before, y = code(), torch.empty(1)
+os.environ["TRITON_INTERPRET"] = "1"
+norms[(1,)](torch.ones(64), y, SIZE=64)
+del os.environ["TRITON_INTERPRET"]
+assert abs(y.item() ** 2 - 64 * 65 / 2) < 1e-3
+assert code() == before
+print("same")
+"""
+
+
+def test_a_kernel_compiles_after_it_was_interpreted(tmp_path):
+    (tmp_path / "program.py").write_text(COMPILED)                  # Triton reads the source of a kernel from its file
+    done = subprocess.run([sys.executable, str(tmp_path / "program.py")], capture_output=True, text=True,
+                          env=environment(TRITON_CACHE_DIR=str(tmp_path)))
+    assert done.stdout == "same\n", done.stderr
+
+
+def environment(**more: str) -> dict[str, str]:
+    "The environment without the interpreter, this checkout's package first."
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return env | dict(PYTHONPATH=str(Path(__file__).resolve().parent.parent)) | more

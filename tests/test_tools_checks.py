@@ -1,5 +1,6 @@
 """`tools/test.py`, `tools/run.py`, the hooks and the Makefile: failures are counted, and nothing is installed twice."""
 import argparse
+import asyncio
 import importlib.util
 import json
 import os
@@ -52,6 +53,20 @@ def test_notebooks_are_counted_and_flags_skip_cells(project, capfd):
     assert "wrong sum" in capfd.readouterr().out
 
 
+def test_notebooks_run_as_under_nbdev_test(project, monkeypatch, capfd):
+    "The same cells in the same environment: nothing is switched on for them that plain `nbdev_test` would lack."
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    seen = "import os, json, pathlib; pathlib.Path('seen.json').write_text(json.dumps(dict(os.environ)))"
+    (project / "nbs" / "a.ipynb").write_text(NOTEBOOK % seen.replace('"', "'"))
+    environments = []
+    for run in (lambda: checks.notebooks(argparse.Namespace(k=None)), lambda: checks.command(str(checks.BIN / "nbdev_test"), "--n_workers", "1")):
+        run()
+        environments.append(json.loads((project / "nbs" / "seen.json").read_text()))
+    ours, theirs = environments
+    resources = {"OMP_NUM_THREADS", "MPLBACKEND"}
+    assert not {k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k)} - resources - {k for k in ours if k.startswith("PYTEST_")}
+
+
 def test_last_line_and_exit_status(monkeypatch, capsys):
     def crash(_): raise RuntimeError("no such tool")
     stages = {"drift": lambda _: checks.Result(), "notebooks": lambda _: checks.Result(3), "tests": lambda _: checks.Result(2, 1), "site": crash}
@@ -78,6 +93,28 @@ def test_drift_is_found_and_the_tree_is_left_alone(project, capfd):
     assert not checks.drift(None).failed, capfd.readouterr().out
     with (project / "itnet" / "docs.py").open("a") as f: f.write("# by hand\n")
     assert checks.drift(None).failed
+
+
+MODULE = "#| default_exp %s\\n\", \"#| export\\n\", \"%s"
+
+
+@pytest.mark.parametrize("notebooks, names", [
+    ({"a": "#| default_exp a", "b": "#| default_exp b", "c": "1 +", "_draft": "#| default_exp a"}, []),                            # a demo is not exported
+    ({"a": MODULE % ("one", "x = 1"), "sub/b": MODULE % ("one", "y = 1")}, [("nbs/a.ipynb", "nbs/sub/b.ipynb", "one module, one:")]),
+    ({"a": MODULE % ("one", "def f(:")}, [("nbs/a.ipynb", "cell a", "line 3")]),
+    ({"a": "#|exporti\\n\", \"x = 1"}, [("nbs/a.ipynb", "no `#| default_exp`")]),
+    ({"a": "#| default_exp a\\n\", \"#| default_exp b"}, [("nbs/a.ipynb", "2 times: a, b")]),
+    ({"a": "\"<<<<<<<"}, [("nbs/a.ipynb", "not a notebook")])], ids=["good", "twice", "syntax", "nowhere", "two", "conflict"])
+def test_what_an_export_would_lose_is_named(project, capfd, notebooks, names):
+    "nbdev says nothing about the first two, and names no notebook for the third."
+    for name, source in notebooks.items():
+        path = project / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(NOTEBOOK % source)
+    found = checks.unexportable(checks.texts(project / "nbs", "*.ipynb"))
+    assert len(found) == len(names) and all(part in line for line, parts in zip(found, names) for part in parts)
+    if names:
+        assert checks.drift(None).failed and found[0] in capfd.readouterr().out
 
 
 # --- tools/run.py
@@ -162,13 +199,42 @@ def test_hooks_stay_inside_the_checkout(tmp_path):
     assert '/b in/nbdev_merge' in (tmp_path / ".git" / "config").read_text() and not list(home.iterdir())
 
 
+def jupyter_config(folder: Path) -> SimpleNamespace:
+    "What the written configuration sets."
+    hooks.jupyter_hook(folder / "env")
+    config = SimpleNamespace(ContentsManager=SimpleNamespace(), ServerApp=SimpleNamespace())
+    exec((folder / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), {"c": config, "__name__": "config"})
+    return config
+
+
 def test_saved_notebooks_are_cleaned(tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    hooks.jupyter_hook(tmp_path / "env")
-    config = SimpleNamespace(ContentsManager=SimpleNamespace())
-    exec((tmp_path / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), {"c": config})
+    config = jupyter_config(tmp_path)
     for folder, kept in ((tmp_path / "nbs", set()), (tmp_path.parent, {"junk"})):       # in the project, and outside it
         content = {**json.loads(NOTEBOOK % "1"), "metadata": {"junk": 1}}
         config.ContentsManager.pre_save_hook(model={"type": "notebook", "content": content}, path="/a.ipynb",
                                              contents_manager=SimpleNamespace(root_dir=str(folder)))
         assert set(content["metadata"]) == kept
+
+
+def test_opened_notebooks_are_not_modified(tmp_path, monkeypatch):
+    "JupyterLab sets the kernel and its language in a notebook, and calls it modified unless these are there already."
+    from jupyter_client.manager import start_new_kernel
+
+    monkeypatch.setattr(hooks, "ROOT", tmp_path / "project")
+    for folder in ("project", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.ipynb").write_text(NOTEBOOK % "1")
+    manager = jupyter_config(tmp_path).ServerApp.contents_manager_class(root_dir=str(tmp_path))
+    def opened(path): return asyncio.run(manager.get(path))["content"]["metadata"]
+    kernel, client = start_new_kernel(kernel_name="python3")
+    try: language = client.kernel_info(reply=True, timeout=60)["content"]["language_info"]
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    spec = kernel.kernel_spec
+    want = {"kernelspec": {"name": "python3", "display_name": spec.display_name, "language": spec.language}, "language_info": language}
+    assert opened("project/a.ipynb") == want and "language_info" not in opened("other/a.ipynb")
+    assert asyncio.run(manager.get("project"))["type"] == "directory"
+    assert asyncio.run(manager.get("project/a.ipynb", content=False))["content"] is None
+    assert (tmp_path / "project" / "a.ipynb").read_text() == NOTEBOOK % "1"

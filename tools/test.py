@@ -7,8 +7,11 @@ All stages run even when one fails. The last line counts notebooks and tests; a 
 own (drift, site, a crash) counts as one failure, and any failure makes the exit status 1.
 """
 import argparse
+import ast
 import difflib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -34,8 +37,7 @@ class Result:
 def command(*args: str, cwd: Path | None = None, **env: str) -> int:
     "Exit status of a command, run in the project and printing for itself."
     path = f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}"
-    interpret = {} if shutil.which("nvidia-smi") else {"TRITON_INTERPRET": "1"}        # GPU kernels run on the CPU; read when triton is imported
-    return subprocess.run(args, cwd=cwd or ROOT, env={**interpret, **os.environ, "PATH": path, **env}).returncode
+    return subprocess.run(args, cwd=cwd or ROOT, env={**os.environ, "PATH": path, **env}).returncode
 
 
 # --- drift: itnet/ is what the notebooks export, and the notebooks are clean
@@ -61,6 +63,32 @@ def differences(have: dict[str, str], want: dict[str, str], folder: str) -> list
     return found
 
 
+def unexportable(notebooks: dict[str, str]) -> list[str]:
+    """What `nbdev_export` would lose without a word or without a place, in notebooks by name.
+
+    It writes a module anew for each notebook that claims it, so the last one wins; exports of a notebook without a module
+    go nowhere; and it takes the index of symbols away before it stops at a cell that does not parse, which it does not name.
+    """
+    found, modules = [], {}
+    for name, text in notebooks.items():
+        if any(part.startswith("_") for part in Path(name).parts): continue                     # as nbdev does
+        try: code = [c for c in json.loads(text)["cells"] if c["cell_type"] == "code"]
+        except (ValueError, KeyError, TypeError) as error:
+            found.append(f"nbs/{name} is not a notebook: {error}")
+            continue
+        sources = [(c.get("id"), "".join(c["source"])) for c in code]
+        exported = [(cell, source) for cell, source in sources if re.search(r"^#\|\s*export[is]?\b", source, re.M)]
+        named = [m[1] for _, source in sources for m in re.finditer(r"^#\|\s*default_exp\s+(\S+)", source, re.M)]
+        if len(named) > 1: found.append(f"nbs/{name} names its module {len(named)} times: {', '.join(named)}")
+        if exported and not named: found.append(f"nbs/{name} exports cells and has no `#| default_exp`")
+        for module in named: modules.setdefault(module, []).append(f"nbs/{name}")
+        for cell, source in exported:
+            try: ast.parse(source)
+            except SyntaxError as error: found.append(f"nbs/{name}, cell {cell}, line {error.lineno}: {error.msg}")
+    return found + [f"{' and '.join(names)} export to one module, {module}: the last would overwrite it"
+                    for module, names in modules.items() if len(set(names)) > 1]
+
+
 def fresh(target: Path) -> None:
     "Export and clean a copy of the notebooks in `target`; only `__init__.py` files, which may be written by hand, go along."
     shutil.copytree(ROOT / "nbs", target / "nbs", symlinks=True, ignore=shutil.ignore_patterns(".*", "_*"))
@@ -75,6 +103,10 @@ def fresh(target: Path) -> None:
 
 def drift(_: argparse.Namespace) -> Result:
     "Compare with a fresh export in a scratch copy, so that uncommitted work is neither needed nor touched."
+    if wrong := unexportable(texts(ROOT / "nbs", "*.ipynb")):
+        for problem in wrong: print(problem)
+        print("Mend this before nbdev_export; what it has already lost comes back with the next export.")
+        return Result(failed=1, note=f"{len(wrong)} faults in notebooks")
     with tempfile.TemporaryDirectory() as scratch:
         fresh(Path(scratch))
         found = [d for folder, pattern in (("itnet", "*.py"), ("nbs", "*.ipynb"))

@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['D', 'H', 'LARGEST_ERROR', 'OnlyMatrix', 'random_leaf', 'composed', 'in_words', 'random_measure', 'Composition',
-           'refusal', 'off', 'judge', 'sweep', 'bench_sweep', 'sweep_table']
+           'graded', 'refusal', 'off', 'judge', 'dtype_name', 'sweep', 'bench_sweep', 'sweep_table']
 
 # %% ../../nbs/experiments/45_sweep.ipynb #imports
+import copy
 import random
 import traceback
 from collections import Counter
 from dataclasses import dataclass
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from ..bench.record import begin_record, write_record
 from ..measure.measure import Measure
@@ -59,7 +61,8 @@ def composed(draw: random.Random, dims: int, depth: int) -> Kernel:
     window = lambda: tuple(draw.randint(0, 5) for _ in range(dims))
     operations = [lambda: less() * less(), lambda: less() + less(), lambda: less().restrict(window()),
                   lambda: less().restrict(causal=True, dims=dims), lambda: less().normalise(),
-                  lambda: less().spectral_normalise()]
+                  lambda: less().spectral_normalise(), lambda: less() @ less(), lambda: less().past(),
+                  lambda: less().past().resolvent()]
     while True:
         try: return draw.choice(operations)()
         except ValueError: pass
@@ -88,14 +91,15 @@ def random_measure(draw: random.Random, dims: int, batch: int) -> tuple[str, Mea
         'cylinder': lambda: Measure.grid(shape, periodic=(True,) + (False,) * (dims - 1)),
         'scattered': lambda: Measure.scattered(points, weight=uniform(n))}
     line = {'packed': lambda: Measure.sequence(n, segments=runs),
-            'packed and masked': lambda: Measure.sequence(n, uniform(len(runs), n) > .2, segments=runs),
+            'packed and masked': lambda: Measure.sequence(n, uniform(batch, n) > .2, segments=runs),
+            'packed and weighted': lambda: Measure.sequence(n, weight=uniform(batch, n), segments=runs),
             'times': lambda: Measure.scattered(points.sort(0).values, quadrature='voronoi'),
             'packed times': lambda: Measure.scattered(points.sort(0).values, segments=runs[:1])}
     name = draw.choice([*kinds, *(line if dims == 1 else {})])
     return name, (kinds | line)[name]()
 
 # %% ../../nbs/experiments/45_sweep.ipynb #case
-LARGEST_ERROR = 1e-10
+LARGEST_ERROR = {torch.float64: 1e-10, torch.bfloat16: 8 * 2**-8}       # of bfloat16, in units of its rounding
 
 @dataclass
 class Composition:
@@ -107,6 +111,7 @@ class Composition:
     u: Tensor
     v: Tensor
     gy: Tensor
+    filling: float | None = None          # what stands at points of weight zero, if not numbers like all others
 
     @classmethod
     def drawn(cls, seed: int) -> 'Composition':
@@ -114,29 +119,57 @@ class Composition:
         draw = random.Random(seed)
         torch.manual_seed(seed)
         dims, batch = draw.choice([1, 1, 1, 2]), draw.choice([1, 2])
-        kernel = composed(draw, dims, draw.randint(0, 4)).double()
+        kernel = composed(draw, dims, draw.randint(0, 4))
         where, measure = random_measure(draw, dims, batch)
-        x = lambda *shape: torch.randn(*shape, dtype=torch.float64)
+        dtype = draw.choice([torch.float64, torch.float64, torch.bfloat16])
+        filling = draw.choice([None, None, None, torch.nan, torch.inf, -torch.inf])
+        x = lambda *shape: torch.randn(*shape, dtype=torch.float64).to(dtype)
         heads = H if kernel.heads == 1 else kernel.heads
         values = batch, heads, measure.n, 2
-        return cls(seed, kernel, where, measure, x(batch, *measure.shape, D), x(*values), x(*values))
+        u, v, gy = x(batch, *measure.shape, D), x(*values), x(*values)
+        return cls(seed, kernel.to(dtype), where, measure, u, v, gy, None if measure.weight is None else filling)
 
-    def graded(self, f) -> tuple[Tensor, Tensor]:
-        "The output of f(u, v) and all gradients, each as one vector."
-        u, v = self.u.clone().requires_grad_(), self.v.clone().requires_grad_()
-        y, inputs = f(u, v), [u, v, *self.kernel.parameters()]
-        if not y.requires_grad: return y.flatten(), y.new_zeros(1)
-        grads = torch.autograd.grad(y, inputs, self.gy, materialize_grads=True)
-        return y.detach().flatten(), torch.cat([g.flatten() for g in grads])
+    @property
+    def dtype(self) -> torch.dtype:
+        "How everything is stored."
+        return self.v.dtype
 
-    def by_matrix(self, u: Tensor, v: Tensor) -> Tensor:
-        "The definition; a matrix of a user's own need not know of segments."
-        w = self.measure.weight
-        if w is not None: v = v * w.flatten(1)[:, None, :, None].to(v)
-        return Kernel.matrix(self.kernel, self.measure, u) @ v
+    def filled(self, filling: float) -> tuple[Tensor, Tensor]:
+        "u and v with this at points of weight zero, if that is where the case has something missing."
+        if self.filling is None: return self.u, self.v
+        mask = self.measure.mask
+        return (torch.where(mask[..., None], self.u, filling),
+                torch.where(mask.flatten(1)[:, None, :, None], self.v, filling))
 
     def __str__(self) -> str:
         return f'seed {self.seed}: {in_words(self.kernel)} on a {self.where}, {self.measure.describe()}'
+
+# %% ../../nbs/experiments/45_sweep.ipynb #graded
+def graded(f, kernel: Kernel, u: Tensor, v: Tensor, gy: Tensor) -> tuple[Tensor, list[Tensor]]:
+    "The output of f(kernel, u, v), and the gradients of u, v and the parameters."
+    u, v = u.clone().requires_grad_(), v.clone().requires_grad_()
+    y, inputs = f(kernel, u, v), [u, v, *kernel.parameters()]
+    if not y.requires_grad: return y, [torch.zeros_like(x) for x in inputs]
+    return y.detach(), list(torch.autograd.grad(y, inputs, gy, materialize_grads=True))
+
+@patch
+def by_rule(self: Composition, rule: str) -> tuple[Tensor, Tensor]:
+    "Output and gradients by a rule, each as one vector. ValueError if one has another dtype than what it belongs to."
+    run = lambda kernel, u, v: apply(kernel, self.measure, u, v, rule)
+    y, grads = graded(run, self.kernel, *self.filled(self.filling), self.gy)
+    if {x.dtype for x in (y, *grads)} != {self.dtype}: raise ValueError(f'{self.dtype} in, {y.dtype} out')
+    return y.double().flatten(), torch.cat([g.double().flatten() for g in grads])
+
+@patch
+def by_matrix(self: Composition) -> tuple[Tensor, Tensor]:
+    "The definition, in float64. A matrix of a user's own need not know of segments; what is missing has no gradient."
+    w = self.measure.weight
+    def run(kernel, u, v):
+        return Kernel.matrix(kernel, self.measure, u) @ (v if w is None else v * w.flatten(1)[:, None, :, None].to(v))
+    u, v = (x.double() for x in self.filled(0.))
+    y, grads = graded(run, copy.deepcopy(self.kernel).double(), u, v, self.gy.double())
+    if self.filling is not None: grads[0] = torch.where(self.measure.mask[..., None], grads[0], 0.)
+    return y.flatten(), torch.cat([g.flatten() for g in grads])
 
 # %% ../../nbs/experiments/45_sweep.ipynb #judge
 def refusal(f) -> str | None:
@@ -156,35 +189,39 @@ def judge(case: Composition) -> list[tuple[str, str, float]]:
     if not works:
         said = refusal(lambda: Kernel.matrix(kernel, measure, case.u))
         found.append(('matrix', 'refused' if said else 'accepted, where no rule is valid', 0.))
-    want = case.graded(case.by_matrix) if works else None
+    want, (u, v) = case.by_matrix() if works else None, case.filled(case.filling)
     for rule in (*RULES, 'auto'):
-        run = lambda u, v: apply(kernel, measure, u, v, rule)
         if rule == 'auto': why = None if works else 'needs'
         else: why = RULES[rule].missing(kernel, measure)
         try:
             if why:
-                said = refusal(lambda: run(case.u, case.v))
+                said = refusal(lambda: apply(kernel, measure, u, v, rule))
                 found.append((rule, 'refused' if said and why in said else f'refused without its reason: {said}', 0.))
             elif rule != 'auto' and not RULES[rule].exact:
-                found.append((rule, 'right' if run(case.u, case.v).isfinite().all() else 'not finite', 0.))
+                found.append((rule, 'right' if apply(kernel, measure, u, v, rule).isfinite().all() else 'not finite', 0.))
             else:
-                e = off(case.graded(run), want)
-                found.append((rule, 'right' if e <= LARGEST_ERROR else f'off by {e:.1e}', e))
+                e = off(case.by_rule(rule), want)
+                found.append((rule, 'right' if e <= LARGEST_ERROR[case.dtype] else f'off by {e:.1e}', e))
         except Exception as e:
             last = traceback.extract_tb(e.__traceback__)[-1]
             found.append((rule, f'{type(e).__name__} in {last.name}: {e}'.splitlines()[0], 0.))
     return found
 
 # %% ../../nbs/experiments/45_sweep.ipynb #sweep
+def dtype_name(dtype: torch.dtype) -> str:
+    "As in 'float64'."
+    return str(dtype).removeprefix('torch.')
+
 def sweep(cases: range) -> dict:
-    "Counts of verdicts by rule, the largest error of each, and the failures in words."
+    "Counts of verdicts by rule, the largest error of each by dtype, and the failures in words."
     counts, worst, failures = {}, {}, []
     for seed in cases:
         case = Composition.drawn(seed)
         for rule, verdict, e in judge(case):
             good = verdict in ('right', 'refused')
             counts.setdefault(rule, Counter())[verdict if good else 'wrong'] += 1
-            worst[rule] = max(worst.get(rule, 0.), e)
+            of = worst.setdefault(dtype_name(case.dtype), {})
+            of[rule] = max(of.get(rule, 0.), e)
             if not good: failures.append(f'{case}: {rule} {verdict}')
     return dict(counts={rule: dict(c) for rule, c in counts.items()}, largest_error=worst, failures=failures)
 
@@ -196,16 +233,19 @@ def bench_sweep(cases: int = 10_000,                          # kernels on measu
     "Random compositions on random measures by every rule, against the matrix. ValueError for counts below 1."
     if min(cases, threads) < 1: raise ValueError(f'cases={cases} and threads={threads} must be at least 1')
     with settled(threads):
-        record = begin_record('sweep', out=out, cases=cases, first=first, bound=LARGEST_ERROR)
+        bound = {dtype_name(dtype): e for dtype, e in LARGEST_ERROR.items()}
+        record = begin_record('sweep', out=out, cases=cases, first=first, bound=bound)
         record |= sweep(range(first, first + cases))
     write_record(record, out)
     return sweep_table(record)
 
 def sweep_table(record: dict) -> str:
     "A record of the sweep as Markdown."
-    lines = ['| rule | right | refused, with the reason | wrong | largest error |', '|---|---:|---:|---:|---:|']
+    by = record['largest_error']
+    head = ['rule', 'right', 'refused, with the reason', 'wrong', *(f'largest error, {dtype}' for dtype in by)]
+    lines = [f'| {" | ".join(head)} |', '|---' + '|---:' * (len(head) - 1) + '|']
     for rule, c in record['counts'].items():
         right, refused, wrong = (c.get(k, 0) for k in ('right', 'refused', 'wrong'))
-        worst = record['largest_error'][rule]
-        lines.append(f'| {rule} | {right:,} | {refused:,} | {wrong:,} | {worst:.0e} |')
+        cells = [rule, f'{right:,}', f'{refused:,}', f'{wrong:,}', *(f'{e.get(rule, 0.):.0e}' for e in by.values())]
+        lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join([f'{record["cases"]:,} kernels, each on one measure', '', *lines])

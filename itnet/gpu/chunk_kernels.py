@@ -6,23 +6,23 @@
 __all__ = []
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #imports
-import triton
 import triton.language as tl
+from .jit import jit
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #sums
-@triton.jit
+@jit
 def _load_tile(x, i, j, n, m, si, sj):
     "x at positions i < n and columns j < m as float32, zeros elsewhere."
     there = (i[:, None] < n) & (j[None, :] < m)
     return tl.load(x + i[:, None] * si + j[None, :] * sj, mask=there, other=0.).to(tl.float32)
 
-@triton.jit
+@jit
 def _store_tile(x, value, i, j, n, m):
     "A tile to a contiguous (n, m)."
     there = (i[:, None] < n) & (j[None, :] < m)
     tl.store(x + i[:, None] * m + j[None, :], value.to(x.dtype.element_ty), mask=there)
 
-@triton.jit
+@jit
 def _sums(gate, i, j, n, m, si, sj):
     "Sums of the gates of a chunk: up to i, as high + low, and after i, (C, R|1); of all, (R|1,) in float64."
     g = _load_tile(gate, i, j, n, m, si, sj)
@@ -32,14 +32,14 @@ def _sums(gate, i, j, n, m, si, sj):
     return high, (G - high.to(tl.float64)).to(tl.float32), (end[None, :] - G).to(tl.float32), end
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #lower
-@triton.jit
+@jit
 def _lower(high, low, i):
     "e^{g_(j+1) + ... + g_i} for j ≤ i, (C, C), zero above the diagonal: one gate for all features."
     decay = tl.exp(tl.minimum((high - tl.trans(high)) + (low - tl.trans(low)), 0.))
     return tl.where(i[:, None] >= i[None, :], decay, 0.)
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #kernel-walk
-@triton.jit
+@jit
 def _walk_chunks(x, gate, z, phi, weights, start, y, states, last, total, H, N, R, d, P, length, blocks,
                  xb, xh, xn, xr, gb, gh, gn, gr, zb, zh, zn, zd, pb, ph, pn, pr,
                  C: tl.constexpr, RB: tl.constexpr, DB: tl.constexpr, EACH: tl.constexpr, OUT: tl.constexpr,
@@ -78,12 +78,12 @@ def _walk_chunks(x, gate, z, phi, weights, start, y, states, last, total, H, N, 
     tl.store(total + row * m + k, gone, mask=(k < m) & (block == 0))
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #weigh
-@triton.jit
+@jit
 def _decay(high, low):
     "e^{g_(j+1)r + ... + g_ir} for j ≤ i, (C, C, features), 1 for j > i."
     return tl.exp(tl.minimum((high[:, None, :] - high[None, :, :]) + (low[:, None, :] - low[None, :, :]), 0.))
 
-@triton.jit
+@jit
 def _weigh(phi, gate, psi, weights, H, N, R, pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr,
            C: tl.constexpr, RK: tl.constexpr):
     "Σ_r φ_ir e^{g_(j+1)r + ... + g_ir} ψ_jr for j ≤ i in one chunk, RK features at a time."
@@ -103,7 +103,7 @@ def _weigh(phi, gate, psi, weights, H, N, R, pb, ph, pn, pr, gb, gh, gn, gr, sb,
     tl.store(weights + row * C * C + i[:, None] * C + i[None, :], tl.where(i[:, None] >= i[None, :], W, 0.))
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #gradient-parts
-@triton.jit
+@jit
 def _pairs(x, z, i, n, m, xn, xr, zn, zr, C: tl.constexpr, B: tl.constexpr, PRECISION: tl.constexpr):
     "x zᵀ, (C, C), of two (C, m) in memory."
     M = tl.zeros((C, C), tl.float32)
@@ -113,7 +113,7 @@ def _pairs(x, z, i, n, m, xn, xr, zn, zr, C: tl.constexpr, B: tl.constexpr, PREC
         M = tl.dot(X, tl.trans(Z), M, input_precision=PRECISION)
     return M
 
-@triton.jit
+@jit
 def _far(v, dy, S, L, i, r, n, R, d, vn, vd, yn, yd,
          C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
     "dy Sᵀ and v Λᵀ, (C, RK), and Σ S Λ over channels, (RK,), for some of the features."
@@ -127,12 +127,12 @@ def _far(v, dy, S, L, i, r, n, R, d, vn, vd, yn, yd,
     return dQ, dK, both
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #gate-parts
-@triton.jit
+@jit
 def _through(pairs, i):
     "Σ of the pairs with j < t ≤ i, (C, features), of (C, C, features) that vanish above the diagonal."
     return tl.sum(tl.where(i[None, :, None] < i[:, None, None], tl.cumsum(pairs, 0, reverse=True), 0.), 1)
 
-@triton.jit
+@jit
 def _gate_gradient(before, after, both, i):
     "The gradient of gate t by pairs from before the chunk, to after it, (C, features), and across it, (features,)."
     before_i = i[None, :, None] < i[:, None, None]                      # a sum less its last term would not be exact
@@ -140,7 +140,7 @@ def _gate_gradient(before, after, both, i):
     return tl.cumsum(before, 0, reverse=True) + earlier + both[None, :]
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #backward
-@triton.jit
+@jit
 def _chunk_gradients(phi, gate, psi, v, dy, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
               pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr, vb, vh, vn, vd, yb, yh, yn, yd,
               C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):
@@ -185,7 +185,7 @@ def _chunk_gradients(phi, gate, psi, v, dy, states, grads, dphi, dgate, dpsi, dv
     _store_tile(dgate, within + _gate_gradient(before, after, through * tl.exp(end.to(tl.float32)), i), i, one, n, 1)
 
 # %% ../../nbs/gpu/30_chunk_kernels.ipynb #backward-each
-@triton.jit
+@jit
 def _chunk_gradients_each(phi, gate, psi, v, dy, weights, states, grads, dphi, dgate, dpsi, dv, H, N, R, d,
                    pb, ph, pn, pr, gb, gh, gn, gr, sb, sh, sn, sr, vb, vh, vn, vd, yb, yh, yn, yd,
                    C: tl.constexpr, RK: tl.constexpr, DB: tl.constexpr, PRECISION: tl.constexpr):

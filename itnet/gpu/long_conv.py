@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from functools import wraps
 import torch
 from torch import Tensor
-import triton
 import triton.language as tl
 from . import passes
 from .backend import empty
+from .jit import jit
 from .rows import gather, new_units, pairs_of, row_units, strides
 from .monarch import Plan, filter_spectrum, forward, halves, matrix, plan, planes, reach_and_period, tables, taps
 from .passes import convolve_rows, cut, inner, to_space, units_of, workspace_parts
 
 # %% ../../nbs/gpu/10_long_conv.ipynb #correlate
-@triton.jit
+@jit
 def _correlate(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, v, vb, vg, vc, other, eb, eg, ec, size, zg, zb, out,
                w1, f2, twiddle, B, C, N, programs, steps, F,
                R: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, P: tl.constexpr,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 from torch import Tensor
-import triton
 import triton.language as tl
+from .jit import jit
 
 # %% ../../nbs/gpu/08_monarch.ipynb #plan
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def taps(d: Tensor,                                     # (G, M1, 2, N1, N2) by 
     return out
 
 # %% ../../nbs/gpu/08_monarch.ipynb #product
-@triton.jit
+@jit
 def halves(x, EXACT: tl.constexpr):
     "x as the sum of two float16, the second only if it is used."
     h = x.to(tl.float16)
@@ -164,7 +164,7 @@ def halves(x, EXACT: tl.constexpr):
     if EXACT: l = (x - h.to(tl.float32)).to(tl.float16)
     return h, l
 
-@triton.jit
+@jit
 def sums(ah, al, bh, bl, ch, cl, dh, dl, ROWS: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr):
     "a b + c d in float32."
     y = tl.zeros((ROWS, COLS), tl.float32)
@@ -174,14 +174,14 @@ def sums(ah, al, bh, bl, ch, cl, dh, dl, ROWS: tl.constexpr, COLS: tl.constexpr,
     else: y = tl.dot(ch, dh, tl.dot(ah, bh, y))
     return y
 
-@triton.jit
+@jit
 def planes(t, row, column, pitch, plane, ROWS: tl.constexpr, COLS: tl.constexpr, WIDTH: tl.constexpr):
     "Tiles (ROWS, COLS) of two planes of a table; columns repeat after WIDTH."
     at = t + (row + tl.arange(0, ROWS))[:, None] * pitch + (column + tl.arange(0, COLS) % WIDTH)[None, :]
     return tl.load(at), tl.load(at + plane)
 
 # %% ../../nbs/gpu/08_monarch.ipynb #matrix
-@triton.jit
+@jit
 def matrix(t, row, column, pitch, plane, ROWS: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr):
     "A tile of a matrix c - i s: halves of c, halves of s."
     ch, sh = planes(t, row, column, pitch, plane, ROWS, COLS, COLS)
@@ -190,7 +190,7 @@ def matrix(t, row, column, pitch, plane, ROWS: tl.constexpr, COLS: tl.constexpr,
     return ch, cl, sh, sl
 
 # %% ../../nbs/gpu/08_monarch.ipynb #transform
-@triton.jit
+@jit
 def forward(rh, rl, ih, il, ch, cl, sh, sl, tr, ti, fch, fcl, fsh, fsl,
             W: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, EXACT: tl.constexpr):
     "A block of the spectrum, (BLOCK P, W) real and imaginary, of a tile r + i i' (R, P W)."
@@ -205,7 +205,7 @@ def forward(rh, rl, ih, il, ch, cl, sh, sl, tr, ti, fch, fcl, fsh, fsl,
     return c, d
 
 # %% ../../nbs/gpu/08_monarch.ipynb #backward
-@triton.jit
+@jit
 def backward(c, d, yr, yi, ch, cl, sh, sl, tr, ti, fch, fcl, fsh, fsl,
              R: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, P: tl.constexpr, EXACT: tl.constexpr):
     "y plus what a block c + i d of a spectrum contributes to the tile."

@@ -8,14 +8,14 @@ __all__ = ['WORKSPACE', 'inner', 'workspace_parts', 'units_of', 'cut', 'to_space
 # %% ../../nbs/gpu/09_passes.ipynb #imports
 from torch import Tensor
 import torch
-import triton
 import triton.language as tl
 from .backend import empty
+from .jit import jit
 from .rows import as_tile, gather, give, new_units, normalise, pairs_of, row_units, strides, unit_at
 from .monarch import Plan, backward, forward, halves, matrix, outer_tables, planes, sums, tables
 
 # %% ../../nbs/gpu/09_passes.ipynb #convolve
-@triton.jit
+@jit
 def _convolve(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, out, ob, og, oc, first, fb, fg, fc,
               more, mb, mg, mc, second, sb, sg, sc, spec, size, w1, f2, twiddle, B, C, N, programs, steps,
               R: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, P: tl.constexpr,
@@ -69,7 +69,7 @@ def _filter_rows(p: Plan, x, gate, unit, out, first, more, second, spec, size, c
                                CONJ=conj, SCALE=unit is not None, ADD=add, **inner(p))
 
 # %% ../../nbs/gpu/09_passes.ipynb #columns
-@triton.jit
+@jit
 def _turn(near, far, k, tile, OUTER, tiles, K: tl.constexpr, COLS: tl.constexpr):
     "Twiddles (K, COLS) of outer frequencies k... in a tile of columns."
     nr, ni = planes(near, k, 0, COLS, OUTER * COLS, K, COLS, COLS)
@@ -77,14 +77,14 @@ def _turn(near, far, k, tile, OUTER, tiles, K: tl.constexpr, COLS: tl.constexpr)
     fr, fi = tl.load(at)[:, None], tl.load(at + tiles * OUTER)[:, None]
     return nr * fr - ni * fi, nr * fi + ni * fr
 
-@triton.jit
+@jit
 def _within(space, item, g, k, tile, G, OUTER, ROW, K: tl.constexpr, COLS: tl.constexpr):
     "Pointers to a block of the first plane of a pair in the workspace."
     at = ((item.to(tl.int64) * 2 * G + g) * OUTER + k) * ROW + tile * COLS
     return space + at + tl.arange(0, K).to(tl.int64)[:, None] * ROW + tl.arange(0, COLS)[None, :]
 
 # %% ../../nbs/gpu/09_passes.ipynb #columns-in
-@triton.jit
+@jit
 def _columns_in(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, space, w1, near, far,
                 B, C, N, G, OUTER, ROW, reach, tiles,
                 K: tl.constexpr, R: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr):
@@ -109,7 +109,7 @@ def _columns_in(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, space, w1, near, 
     tl.store(at + G.to(tl.int64) * OUTER * ROW, (b * tr - a * ti).to(space.dtype.element_ty))
 
 # %% ../../nbs/gpu/09_passes.ipynb #columns-back
-@triton.jit
+@jit
 def _columns_back(space, unit, ug, ub, out, ob, og, oc, first, fb, fg, fc, more, mb, mg, mc, second, sb, sg, sc, size,
                   w1, near, far, B, C, N, G, OUTER, ROW, reach, tiles,
                   K: tl.constexpr, R: tl.constexpr, COLS: tl.constexpr, EXACT: tl.constexpr, ADD: tl.constexpr):

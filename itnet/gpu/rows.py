@@ -9,12 +9,12 @@ __all__ = ['TOTAL', 'TINY', 'place', 'read_tile', 'pairs_of', 'new_units', 'stri
 # %% ../../nbs/gpu/05_rows.ipynb #imports
 import torch
 from torch import Tensor
-import triton
 import triton.language as tl
 from .backend import empty
+from .jit import jit
 
 # %% ../../nbs/gpu/05_rows.ipynb #read
-@triton.jit
+@jit
 def place(part, item, B, C, N, sb, sc, row, pitch, column, R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     "Offsets of a tile (R, P W) and which of its points exist."
     m, n = tl.arange(0, R), tl.arange(0, P * W)
@@ -24,7 +24,7 @@ def place(part, item, B, C, N, sb, sc, row, pitch, column, R: tl.constexpr, W: t
     at = i[:, None] + (b.to(tl.int64) * sb + channel * sc + j)[None, :]
     return at, (i[:, None] + j[None, :] < N) & (b < B)[None, :]
 
-@triton.jit
+@jit
 def read_tile(x, part, g, sb, sg, sc, item, B, C, N, row, pitch, column,
               R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     "A tile in float32, zero outside the grid and beyond the batch."
@@ -47,19 +47,19 @@ def strides(t: Tensor | None, axes: int = 3) -> tuple:
     "A tensor and its strides, as kernels take them: those of axes B, G, C, or of a unit's axes G, B."
     return (None, *[0] * axes) if t is None else (t, *t.stride()[:axes])
 
-@triton.jit
+@jit
 def unit_at(unit, ug, ub, g, item, B, C, P: tl.constexpr):
     "Pointers to the units of the first rows of P pairs, and which of them exist; those of the second rows follow."
     k = item + tl.arange(0, P)
     return unit + g.to(tl.int64) * ug + (k // C).to(tl.int64) * ub + k % C * 2, 2 * (k // C) < B
 
-@triton.jit
+@jit
 def as_tile(s, R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     "(P,) as a tile (R, P W)."
     return tl.reshape(tl.broadcast_to(s[None, :, None], (R, P, W)), (R, P * W))
 
 # %% ../../nbs/gpu/05_rows.ipynb #normalise
-@triton.jit
+@jit
 def normalise(z, R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     "A tile with the rows divided by their units, and the units (P,)."
     z = tl.reshape(z, (R, P, W))
@@ -69,7 +69,7 @@ def normalise(z, R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     z = tl.where((norm < float('inf'))[None, :, None], z * (1 / tl.maximum(norm, TINY) * TOTAL)[None, :, None], 0.)
     return tl.reshape(z, (R, P * W)), norm / TOTAL * top
 
-@triton.jit
+@jit
 def gather(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, part, g, item, B, C, N, row, pitch, column,
            R: tl.constexpr, W: tl.constexpr, P: tl.constexpr):
     "A tile of gate ⊙ x / unit; gate and unit may be None."
@@ -84,7 +84,7 @@ def gather(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, part, g, item, B, C, N
     return z
 
 # %% ../../nbs/gpu/05_rows.ipynb #measure
-@triton.jit
+@jit
 def _row_units(x, xb, xg, xc, gate, gb, gg, gc, unit, ug, ub, B, C, N, items, SPAN: tl.constexpr):
     "The unit of one row of gate ⊙ x, of any length."
     part, i = tl.program_id(0) % 2, tl.program_id(0) // 2
@@ -110,7 +110,7 @@ def row_units(x: Tensor, gate: Tensor | None, unit: Tensor) -> Tensor:
     return unit
 
 # %% ../../nbs/gpu/05_rows.ipynb #give
-@triton.jit
+@jit
 def give(y, part, g, item, out, ob, og, oc, first, fb, fg, fc, more, mb, mg, mc, second, sb, sg, sc, size,
          B, C, N, row, pitch, column, R: tl.constexpr, W: tl.constexpr, P: tl.constexpr, ADD: tl.constexpr):
     "Store first ⊙ size y to `out`, and second ⊙ size y to `more` unless that is None."

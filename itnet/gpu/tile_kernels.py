@@ -6,17 +6,17 @@
 __all__ = []
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #imports
-import triton
 import triton.language as tl
+from .jit import jit
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #load
-@triton.jit
+@jit
 def _place(N, H, OWN: tl.constexpr):
     "First row, batch element and head of this program."
     pid, blocks = tl.program_id(0), tl.cdiv(N, OWN)
     return pid % blocks * OWN, (pid // blocks // H).to(tl.int64), (pid // blocks % H).to(tl.int64)
 
-@triton.jit
+@jit
 def _load_rows(base, row, N, row_step, step,
                WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, OP: tl.constexpr):
     "Rows of a matrix (N, WIDTH) from `row` on, as a tile (ROWS, COLS), zero outside it."
@@ -24,20 +24,20 @@ def _load_rows(base, row, N, row_step, step,
     at = (base + i.to(tl.int64) * row_step)[:, None] + (c.to(tl.int64) * step)[None, :]
     return tl.load(at, mask=(i < N)[:, None] & (c < WIDTH)[None, :], other=0.0).to(OP)
 
-@triton.jit
+@jit
 def _store_rows(x, base, row, N, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
     "A tile as rows of a contiguous matrix (N, WIDTH)."
     i, c = row + tl.arange(0, ROWS), tl.arange(0, COLS)
     at = (base + i.to(tl.int64) * WIDTH)[:, None] + c[None, :]
     tl.store(at, x.to(base.dtype.element_ty), mask=(i < N)[:, None] & (c < WIDTH)[None, :])
 
-@triton.jit
+@jit
 def _load_taps(base, lag, lo, hi, step):
     "κ at a tile of lags; it is given at lo to hi and zero elsewhere."
     return tl.load(base + (lag - lo) * step, mask=(lag >= lo) & (lag <= hi), other=0.0)
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #forward
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
+@jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
 def _tile_forward(phi, psi, kappa, v, y,
                   phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d,
                   kappa_h, kappa_l, N, H, lo, hi,
@@ -66,7 +66,7 @@ def _tile_forward(phi, psi, kappa, v, y,
     _store_rows(acc, y + (b * H + h) * N * D, i0, N, D, OWN, DB)
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #rows
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
+@jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
 def _tile_rows(phi, psi, kappa, v, g, inverse, delta, dphi,
                phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d,
                kappa_h, kappa_l, N, H, lo, hi,
@@ -100,7 +100,7 @@ def _tile_rows(phi, psi, kappa, v, g, inverse, delta, dphi,
     _store_rows(acc, dphi + line * R, i0, N, R, OWN, RB)
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #columns
-@triton.jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
+@jit(do_not_specialize=['N', 'H', 'lo', 'hi'])
 def _tile_columns(phi, psi, kappa, v, g, inverse, delta, dpsi, dv,
                   phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d,
                   kappa_h, kappa_l, N, H, lo, hi,
@@ -133,7 +133,7 @@ def _tile_columns(phi, psi, kappa, v, g, inverse, delta, dpsi, dv,
     _store_rows(acc_v, dv + line * D, j0, N, D, OWN, DB)
 
 # %% ../../nbs/gpu/18_tile_kernels.ipynb #diagonals
-@triton.jit(do_not_specialize=['B', 'N', 'H', 'start', 'count', 'splits'])
+@jit(do_not_specialize=['B', 'N', 'H', 'start', 'count', 'splits'])
 def _tile_diagonals(phi, psi, v, g, inverse, delta, sums,
                     phi_b, phi_h, phi_n, phi_r, psi_b, psi_h, psi_n, psi_r, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_d,
                     B, N, H, start, count, splits,

@@ -6,4 +6,4 @@
 __all__ = []
 
 # %% ../../nbs/kernel/index.ipynb #imports
-from . import compose, spectral      # they give every kernel its `*`, `+`, restrict, normalise and spectral_normalise
+from . import compose, resolvent, spectral      # they give every kernel the operations of the algebra

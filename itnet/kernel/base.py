@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from ..measure.lags import Box
 from ..measure.measure import Measure
+from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
+from .precision import HALF, promoted, single
 from .structure import Decay, Factors, Structure
 
 # %% ../../nbs/kernel/10_base.ipynb #kernel
@@ -26,6 +28,7 @@ class Kernel(nn.Module):
     `recurrence` if it declares a state, `log_values` if it is logarithmic.
     """
     is_kappa = True          # its parameters are trained at a rate of their own and do not decay, see `training.optim`
+    held: tuple[str, ...] = ()      # tensors (B, H, N, ·) that it holds for its inputs, by name
 
     def __init__(self,
                  heads: int,                              # H, kernels side by side
@@ -44,7 +47,7 @@ class Kernel(nn.Module):
 
     def right(self, measure: Measure, u: Tensor | None):
         "What it needs of u at the inputs."
-        if self._own_matrix: return self.matrix(measure, u)
+        if self._own_matrix: return _square_of(self, measure, self.matrix(measure, u))
 
     def values(self, pairs: Pairs, left, right) -> Tensor:
         "(B|1, H, T|1, C, M): K on these pairs, zero outside the support. Segments are the caller's concern."
@@ -68,6 +71,9 @@ class Kernel(nn.Module):
         "The decaying form, for the pairs j ≤ i."
         raise NotImplementedError(f'{type(self).__name__} has no decaying form')
 
+    def known(self, pairs: Pairs) -> Tensor | None:
+        "(B|1, 1, T, C, M) bool: which of these entries are not zero, where that is known better than by the support."
+
     @property
     def _own_matrix(self) -> bool: return type(self).matrix is not Kernel.matrix and type(self).values is Kernel.values
 
@@ -87,6 +93,16 @@ def entries(pairs: Pairs,
     batch = torch.broadcast_shapes(rows.shape[:3], column.shape[:3])
     return rows.expand(*batch, -1, -1).gather(-1, column.expand(*batch, -1, -1))
 
+# %% ../../nbs/kernel/10_base.ipynb #fitting
+def _square_of(kernel: Kernel, measure: Measure, K: Tensor) -> Tensor:
+    "A matrix of one's own. ValueError unless it is (B|1, H|1, N, N)."
+    shape = tuple(K.shape) if isinstance(K, Tensor) else None
+    if shape is None or len(shape) != 4 or shape[1] not in (1, kernel.heads) or shape[2:] != (measure.n, measure.n):
+        what = f'of shape {shape}' if shape is not None else f'that is a {type(K).__name__}'
+        raise ValueError(f'{type(kernel).__name__} gives a matrix {what}: '
+                         f'expected (B or 1, {kernel.heads} or 1, {measure.n}, {measure.n})')
+    return K
+
 # %% ../../nbs/kernel/10_base.ipynb #matrix
 @patch
 def matrix(self: Kernel,
@@ -97,14 +113,18 @@ def matrix(self: Kernel,
           ) -> Tensor:
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
     self.structure.check(measure, at)
-    pairs = Pairs.all(measure, at)
-    left, right = read(self, measure, u, at, u_at)
-    K, same = self.values(pairs, left, right), pairs.same()
-    return (K if same is None else K * same).squeeze(2)
+    pairs, dtype = Pairs.all(measure, at), next((p.dtype for p in self.parameters()), None)
+    half = dtype in HALF and (u is None or u.dtype in HALF)
+    kernel = promoted(self) if half else self
+    left, right = read(kernel, measure, single(u), at, single(u_at))
+    K, same = kernel.values(pairs, left, right), pairs.same()
+    K = (K if same is None else K * same).squeeze(2)
+    return K.to(dtype) if half else K
 
 def read(kernel: Kernel, measure: Measure, u: Tensor | None, at: Measure | None = None, u_at: Tensor | None = None):
-    "What the kernel needs of u, (left, right)."
-    return kernel.left(at or measure, u if at is None else u_at), kernel.right(measure, u)
+    "What the kernel needs of u, (left, right); what is missing at points of weight zero is not read."
+    u = fill_missing(u, measure)
+    return kernel.left(at or measure, u if at is None else fill_missing(u_at, at)), kernel.right(measure, u)
 
 # %% ../../nbs/kernel/10_base.ipynb #tree
 @patch(as_prop=True)

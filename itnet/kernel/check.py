@@ -47,6 +47,7 @@ def _zeros(kernel: Kernel, measure: Measure, u: Tensor | None, K: Tensor) -> Ite
     if s.support is not None:
         inside = Pairs.all(measure).inside(s.support, K.device).squeeze(2)
         yield f'support {s.support}'.replace(str(INFINITE), '∞'), K.masked_fill(inside, 0.)
+    if s.hollow: yield 'hollow', K.diagonal(dim1=-2, dim2=-1).diag_embed()
     if not s.causal or u is None or n < 2 or not measure.ordered: return
     past = n // 2
     later = torch.cat([u[:, :past], -u[:, past:].flip(1) - 1], 1)
@@ -83,6 +84,7 @@ def _forms(kernel: Kernel, measure: Measure, left, right, K: Tensor) -> Iterator
     ValueError for a number of terms that is not the declared one.
     """
     s = kernel.structure
+    if s.indirect: return                     # they are those of its parts
     if s.rank is not None and (measure.regular or s.position_free):
         f = kernel.factors(measure, left, right, lag_box(measure, s.support) if measure.regular else ())
         if f.rank != s.rank:
@@ -105,7 +107,7 @@ def _forms(kernel: Kernel, measure: Measure, left, right, K: Tensor) -> Iterator
                              f'{d.terms} terms')
         if d.gate is not None:
             yield 'gates ≤ 0 in its recurrence', d.gate.clamp_min(0.).amax(-1)[:, :, None] * K.abs().max()
-        yield f'state {s.state}, with this recurrence', (_unrolled(d, K) - K).tril()
+        yield f'state {s.state}, with this recurrence', (_unrolled(d, K) - K).tril(-s.hollow)
 
 def _unrolled(d, K: Tensor) -> Tensor:
     "Σ_s φ_s(i) e^(g_s(j+1) + ... + g_s(i)) ψ_s(j), (B, H, N, N), for j ≤ i."
@@ -123,6 +125,7 @@ def _mass(kernel: Kernel, measure: Measure, K: Tensor) -> Iterator[Promise]:
     seen, support = (w != 0)[:, None, None].expand(-1, 1, measure.n, -1), kernel.structure.support
     for inside in (pairs.same(), None if support is None else pairs.inside(support, K.device)):
         if inside is not None: seen = seen & inside.squeeze(2)
+    if kernel.structure.hollow: seen = seen & ~torch.eye(measure.n, dtype=torch.bool, device=K.device)
     yield 'normalised', (K @ w[:, None, :, None] - seen.any(-1, keepdim=True).to(K.dtype)) * K.abs().max()
 
 # %% ../../nbs/kernel/80_check.ipynb #check
@@ -138,8 +141,9 @@ def check_structure(kernel: Kernel,
     """
     name = type(kernel).__name__
     kernel.structure.check(measure)
-    inner = check_structure(kernel.kernel, measure, u, tolerance) if isinstance(kernel, Normalised) else {}
-    out = {f'inside: {promise}': e for promise, e in inner.items()}
+    inside = kernel.parts if isinstance(kernel, Normalised) or kernel.structure.indirect else ()
+    inner = [check_structure(part, measure, u, tolerance) for part in inside]
+    out = {f'inside: {promise}': max(e.get(promise, 0.) for e in inner) for each in inner for promise in each}
     left, right = read(kernel, measure, u)
     K, n = kernel.matrix(measure, u), measure.n
     if K.ndim != 4 or (u is not None and len(K) not in (1, len(u))) or tuple(K.shape[1:]) != (kernel.heads, n, n):

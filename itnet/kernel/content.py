@@ -15,6 +15,7 @@ from ..measure.measure import Measure
 from ..measure.lags import Box
 from ..measure.pairs import Pairs
 from ..conv.fft import direct_conv
+from .precision import HALF
 from .structure import Decay, Factors, Structure
 from .base import Kernel
 from .stationary import Taps
@@ -38,17 +39,23 @@ class Projection(nn.Module):
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
         "(B, *S, dim) -> (B, *S, out). ValueError for a short convolution between scattered points."
-        x = self.linear(u)
-        if self.taps is None: return x
+        half = self.linear.weight.dtype in HALF       # then the product is taken in half precision, and nothing else
+        x = self.linear(u.to(self.linear.weight.dtype)) if half else self.linear(u)
+        if self.taps is None: return x.to(u.dtype) if half else x
+        return self._convolved(x.float(), measure).to(u.dtype) if half else self._convolved(x, measure)
+
+    def _convolved(self, x: Tensor, measure: Measure) -> Tensor:
+        "x and its short convolution, (B, *S, out)."
         if not measure.regular:
             raise ValueError('a short convolution needs the neighbours of a grid: build the layer with short=0 for '
                              'scattered points')
-        if measure.weight is not None: x = x * measure.mask[..., None]
+        if measure.weight is not None: x = torch.where(measure.mask[..., None], x, 0.)
         weight = self.taps.weight.to(x.dtype)
         if measure.segments is not None or any(measure.periodic):
             return x + _shifted_sum(x, weight, self.taps.structure.support, measure)
         return x + direct_conv(x, weight.movedim(0, -1), tuple(-lo for lo, _ in self.taps.structure.support))
 
+# %% ../../nbs/kernel/40_content.ipynb #shifted-sum
 def _shifted_sum(x: Tensor, taps: Tensor, box: Box, measure: Measure) -> Tensor:
     "Σ_l taps_l x_(i-l), round periodic axes and within segments, lag by lag."
     y, p, segments = 0, measure.ndim, measure.segments
@@ -57,8 +64,8 @@ def _shifted_sum(x: Tensor, taps: Tensor, box: Box, measure: Measure) -> Tensor:
         moved = x.roll(lag, list(range(1, 1 + p)))
         for axis, (l, n, circle) in enumerate(zip(lag, measure.shape, measure.periodic)):
             i = torch.arange(n, device=x.device) - l
-            if not circle: moved = moved * ((i >= 0) & (i < n)).view(-1, *[1] * (p - axis))
-        if segments is not None: moved = moved * (segments.roll(lag[0], -1) == segments)[..., None]
+            if not circle: moved = torch.where(((i >= 0) & (i < n)).view(-1, *[1] * (p - axis)), moved, 0.)
+        if segments is not None: moved = torch.where((segments.roll(lag[0], -1) == segments)[..., None], moved, 0.)
         y = y + moved * taps[(slice(None), *at)]
     return y
 

@@ -18,11 +18,12 @@ from .selective import Selective
 
 # %% ../../nbs/kernel/70_given.ipynb #fits
 def _on_points(x: Tensor, measure: Measure, name: str) -> Tensor:
-    "x (B, H, N, ·), if N is the number of points; else ValueError."
+    "x (B, H, N, ·), without what is missing, if N is the number of points; else ValueError."
     if x.shape[2] != measure.n:
         raise ValueError(f'{name} of shape {tuple(x.shape)} does not fit a measure of {measure.n} points: expected '
                          f'(B, H, {measure.n}, ·)')
-    return x
+    if measure.weight is None: return x
+    return torch.where(measure.mask.flatten(1)[:, None, :, None] | x.isfinite(), x, 0.)
 
 def _heads(x: Tensor, heads: int, name: str) -> Tensor:
     "x (B, h, N, ·) with h shared by groups of heads; ValueError if h does not divide them."
@@ -34,6 +35,8 @@ def _heads(x: Tensor, heads: int, name: str) -> Tensor:
 # %% ../../nbs/kernel/70_given.ipynb #scores
 class Scores(ExpDot):
     "exp(q_i · k_j); `normalise()` makes it attention. A scale such as 1/√d is the caller's, as part of q."
+    held = 'k',
+
     def __init__(self,
                  q: Tensor,                  # (B, H, N, d), at the outputs
                  k: Tensor                   # (B, h, M, d), at the inputs; h divides H: heads may share keys
@@ -48,6 +51,8 @@ class Scores(ExpDot):
 # %% ../../nbs/kernel/70_given.ipynb #terms
 class Terms(Separable):
     "Σ_r φ_r(i) ψ_r(j)."
+    held = 'psi',
+
     def __init__(self,
                  phi: Tensor,                # (B|1, H, N, R), at the outputs
                  psi: Tensor,                # (B|1, h, M, R), at the inputs; h divides H
@@ -67,6 +72,8 @@ class Gates(Selective):
 
     ValueError, when it is integrated, unless points are a line in order.
     """
+    held = 'gate', 'psi'
+
     def __init__(self,
                  phi: Tensor,                # (B|1, H, N, R)
                  gate: Tensor,               # (B|1, h, N, R|1), logarithms, ≤ 0; h divides H
@@ -114,6 +121,9 @@ class Table(Kernel):
 
     def log_values(self, pairs: Pairs, left, right: Tensor) -> Tensor:
         return self._entries(pairs, right) if self.structure.logarithmic else super().log_values(pairs, left, right)
+
+    def known(self, pairs: Pairs) -> Tensor:
+        return (self._entries(pairs, self.table) != (-torch.inf if self.structure.logarithmic else 0)).any(1, True)
 
     def mirrored(self): return Table(self.table.flip((2, 3)), self.structure.logarithmic)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.lags import box_shape, check_axes, lag_box
 from ..conv.fft import fast_size
+from .precision import promoted
 from .base import Kernel
 from .compose import Wrapped, safe
 
@@ -42,16 +43,15 @@ def kernel_spectrum(kernel: Kernel,
     if not measure.regular:
         raise ValueError('a spectrum needs a regular grid, and these points are scattered: name a grid, as in '
                          'spectral_normalise(on=…)')
-    measure = _longest(measure)
+    kernel, measure = promoted(kernel), _longest(measure)
     check_axes(kernel.structure.support, measure)
     box = lag_box(measure, kernel.structure.support)
     kappa = kernel.factors(measure, kernel.left(measure, None), kernel.right(measure, None), box).kappa
     kappa = torch.ones(1, 1, *box_shape(box)) if kappa is None else kappa
     kappa = kappa.sum(1).expand(kernel.heads, *kappa.shape[2:])
-    work = kappa if kappa.dtype == torch.float64 else kappa.float()              # FFTs have no half precision on a CPU
     size = [n if circle else fast_size(max(n + hi, n - lo))
             for n, circle, (lo, hi) in zip(measure.shape, measure.periodic, box)]
-    return torch.fft.rfftn(work, size, tuple(range(1, kappa.ndim)))
+    return torch.fft.rfftn(kappa, size, tuple(range(1, kappa.ndim)))
 
 # %% ../../nbs/kernel/20_spectral.ipynb #spectral-norm
 def spectral_norm(kernel: Kernel,      # stationary

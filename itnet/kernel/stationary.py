@@ -44,7 +44,7 @@ class Stationary(Kernel):
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
         "On a grid, κ at every lag that occurs, (1, H, 1, *L)."
         where = 'right', measure.shape, measure.spacing, measure.periodic
-        return kept(where, (self, *self.parameters()), lambda: self.at_lags(measure)) if measure.regular else None
+        return kept(where, (self,), lambda: self.at_lags(measure)) if measure.regular else None
 
     def at_lags(self, measure: Measure) -> Tensor:
         "What is looked up by lag: κ, or something it follows from (`kappa`)."
@@ -66,7 +66,7 @@ class Stationary(Kernel):
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         make = lambda: self._on_lags(measure, right, box)
         where = 'kappa', measure.shape, measure.spacing, measure.periodic, box
-        return Factors(None, kept(where, (self, *self.parameters()), make), None, box)
+        return Factors(None, kept(where, (self, right), make), None, box)
 
     def _on_lags(self, measure: Measure, right: Tensor | None, box: Box) -> Tensor:
         "κ on the lags of `box`, (H, 1, *L)."

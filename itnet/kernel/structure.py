@@ -28,6 +28,8 @@ class Structure:
     dot: bool = False              # log K(i, j) = left(i) · right(j) on its support, as in attention
     normalised: bool = False       # Σ_j w_j K(i, j) = 1
     state: int | None = None  # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j), j ≤ i; None: not of this form
+    hollow: bool = False           # K(i, i) = 0, and the S terms hold for j < i
+    indirect: bool = False         # rank and state are those of its parts, which rules integrate in turn or solve for
     whole_rows: bool = False       # a factor is normalised by itself, so that one entry needs its whole row
     dims: int | None = None        # needs: positions of so many coordinates; None: any
     grid: bool = False             # needs: neighbours on a grid
@@ -44,6 +46,11 @@ class Structure:
     def causal(self) -> bool:
         "No output depends on its future: all lags of the support are ≥ 0."
         return self.support is not None and len(self.support) == 1 and self.support[0][0] >= 0
+
+    @property
+    def strictly_causal(self) -> bool:
+        "No output depends on its future, nor on its own input."
+        return self.causal and (self.hollow or self.support[0][0] >= 1)
 
 def _finite_part(support: Box) -> Box:
     "The support along axes where it is bounded, lag zero along the others."
@@ -82,25 +89,28 @@ def times(self: Structure, other: Structure) -> Structure:
     s, t, positive, needs = self, other, self.positive and other.positive, self.needs_with(other)
     support = intersect(s.support, t.support)
     needs['span'] = _hull(needs['span'], _both_ways(support, s.support, t.support))
-    both = lambda x, y: None if x is None or y is None else x * y
+    indirect = s.indirect or t.indirect
+    both = lambda x, y: None if x is None or y is None or indirect else x * y
     return Structure(
         stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
         rank=both(s.rank, t.rank), support=support, positive=positive,
-        logarithmic=positive and (s.logarithmic or t.logarithmic),
+        logarithmic=positive and (s.logarithmic or t.logarithmic), hollow=s.hollow or t.hollow,
         state=None if needs['whole_rows'] else both(s.state, t.state), **needs)
 
 @patch
 def plus(self: Structure, other: Structure) -> Structure:
     "The structure of the sum of two kernels."
     s, t, needs = self, other, self.needs_with(other)
-    both = lambda x, y: None if x is None or y is None else x + y
-    everywhere, alike = s.support is None and t.support is None, s.support == t.support
+    indirect = s.indirect or t.indirect
+    both = lambda x, y: None if x is None or y is None or indirect else x + y
+    everywhere, alike = s.support is None and t.support is None, (s.support, s.hollow) == (t.support, t.hollow)
     support = None if s.support is None or t.support is None else _hull(s.support, t.support)
     return Structure(
         stationary=s.stationary and t.stationary, position_free=s.position_free and t.position_free,
         rank=both(s.rank, t.rank), support=support,
         positive=s.positive and t.positive and support in (s.support, t.support),
         logarithmic=everywhere and s.positive and t.positive and (s.logarithmic or t.logarithmic),
+        hollow=s.hollow and t.hollow,
         state=both(s.state, t.state) if alike and not needs['whole_rows'] else None, **needs)
 
 @patch
@@ -109,9 +119,10 @@ def within(self: Structure, support: Box) -> Structure:
     given, whole = support, self.whole_rows or self.normalised
     support = intersect(self.support, given)
     span = _hull(_hull(self.span, _finite_part(support)), _both_ways(support, self.support, given))
-    keeps = support == CAUSAL and not whole
+    keeps = support == CAUSAL and not whole and not self.indirect
     return replace(self, support=support, position_free=False, normalised=False, dot=self.dot and not self.normalised,
-                   whole_rows=whole, state=self.state if keeps else None, span=span)
+                   rank=None if self.indirect else self.rank, indirect=False, whole_rows=whole,
+                   state=self.state if keeps else None, span=span)
 
 # %% ../../nbs/kernel/00_structure.ipynb #needs
 @patch
@@ -133,7 +144,7 @@ def _missing_on_rings(self: Structure, measure: Measure) -> str | None:
     infinite = ((-INFINITE, INFINITE),) * measure.ndim
     for ends, (lo, hi), n, ring in zip(self.support or infinite, self.span or ((0, 0),) * measure.ndim,
                                        measure.shape, measure.periodic):
-        if ring and (abs(ends[0]) == INFINITE) != (abs(ends[1]) == INFINITE):
+        if ring and (hi == INFINITE or (abs(ends[0]) == INFINITE) != (abs(ends[1]) == INFINITE)):
             return 'a line, since a periodic axis has no past'
         if ring and hi - lo + 1 > n:
             return f'{hi - lo + 1} points on the periodic axis of {n}, where it would meet itself'

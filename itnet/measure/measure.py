@@ -49,6 +49,11 @@ class Measure:
         return self.ndim if self.regular else self.points.shape[-1]
 
     @property
+    def batch(self) -> int:
+        "How many measures these are: 1 where all of a batch share it."
+        return max([1, *[len(x) for x in (self.weight, self.points, self.segments) if x is not None]])
+
+    @property
     def mask(self) -> Tensor | None:
         "(1|B, *shape) bool, True at points that count; None where all do."
         return None if self.weight is None else self.weight != 0
@@ -91,6 +96,7 @@ def _check_weight(weight: Tensor | None, mask: Tensor | None) -> tuple[Tensor | 
     if mask is not None and mask.dtype != torch.bool:
         raise ValueError(f'mask has dtype {mask.dtype}: expected torch.bool, True where the point counts')
     if weight is None: return (None if mask is None else mask.to(torch.get_default_dtype())), False
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))
     bad = weight[~torch.isfinite(weight)]
     if len(bad):
         raise ValueError(f'weights must be finite, and {len(bad)} of them are not (the first is {bad[0].item()})')
@@ -214,6 +220,7 @@ def scattered(cls: Measure,
     if not torch.isfinite(points).all():
         raise ValueError('positions must be finite: mask what is missing, and give it any finite position')
     points = points if points.ndim == 3 else points[None]
+    points = points.to(torch.promote_types(points.dtype, torch.float32))      # differences of 16 bits would round
     shape = (points.shape[1],)
     if weight is not None and quadrature != 'count':
         raise ValueError(f'weight and quadrature={quadrature!r} were both given: choose one')
@@ -280,8 +287,10 @@ def integrate(u: Tensor,             # (B, *shape, D), values of a function at t
               measure: Measure
              ) -> Tensor:            # (B, D)
     "∫ u dμ = Σ_j w_j u_j."
-    axes = tuple(range(1, 1 + measure.ndim))
-    return u.sum(axes) if measure.weight is None else (u * measure.weight[..., None].to(u.dtype)).sum(axes)
+    axes, w = tuple(range(1, 1 + measure.ndim)), measure.weight
+    if w is None: return u.sum(axes)
+    w = w[..., None].to(torch.promote_types(u.dtype, torch.float32))
+    return (torch.where(w != 0, u, 0.) * w).sum(axes).to(u.dtype)               # NaN · 0 is no zero
 
 # %% ../../nbs/measure/00_measure.ipynb #mean
 def mean(u: Tensor,                  # (B, *shape, D)
@@ -289,7 +298,8 @@ def mean(u: Tensor,                  # (B, *shape, D)
         ) -> Tensor:                 # (B, D); zero where every point is masked
     "∫ u dμ / ∫ dμ, the average over the points that count."
     if measure.weight is None: return u.flatten(1, -2).mean(1)
-    return integrate(u, measure) / safe_total(integrate(torch.ones_like(u[..., :1]), measure))
+    one = torch.ones_like(u[..., :1], dtype=torch.promote_types(u.dtype, torch.float32))
+    return (integrate(u.to(one.dtype), measure) / safe_total(integrate(one, measure))).to(u.dtype)
 
 # %% ../../nbs/measure/00_measure.ipynb #trapezoid
 def trapezoid(n: int, spacing: float = 1.0) -> Tensor:

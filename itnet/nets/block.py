@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..data.source import check_sizes
 from ..measure.measure import Measure
+from ..measure.missing import fill_missing
 from ..kernel.base import Kernel
 from ..kernel.stationary import Implicit, Taps
 from ..kernel.content import ExpDot, Projection, Separable, merge_heads, split_heads
@@ -110,6 +111,7 @@ def forward(self: ITBlock,
             measure: Measure
            ) -> Tensor:                      # (B, *S, D)
     check_input(u, measure, self.z.weight)
+    u = fill_missing(u, measure)
     n = self.norm(u)
     u = u + self.out(self.mix(n, measure) * F.silu(self.z(n)))
     return u + self.mlp(self.norm_mlp(u))

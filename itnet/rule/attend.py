@@ -29,9 +29,10 @@ def _seen(pairs: Pairs, support: Box | None, device) -> Tensor:
     return seen
 
 def _log_weights(pairs: Pairs, mask: Tensor, like: Tensor) -> Tensor:
-    "The mask with the logarithms of weights, if some are neither 0 nor 1."
-    if torch.compiler.is_compiling() or not (pairs.measure.mask == pairs.measure.weight).all():
-        log = pairs.column_weight(like.dtype, like.device).mT
+    "The mask with the logarithms of weights, in float32 at least, if some are neither 0 nor 1."
+    unread = torch.compiler.is_compiling() or like.is_meta            # then the weights cannot be looked at
+    if unread or not (pairs.measure.mask == pairs.measure.weight).all():
+        log = pairs.column_weight(torch.promote_types(like.dtype, torch.float32), like.device).mT
         return torch.where(log > 0, log, 1.).log().masked_fill(~mask, -torch.inf)
     return mask
 
@@ -39,12 +40,14 @@ def _log_weights(pairs: Pairs, mask: Tensor, like: Tensor) -> Tensor:
 def _attention(pairs: Pairs, support: Box | None, left: Tensor, right: Tensor, v: Tensor) -> Tensor:
     "Attention on one strip of rows, (B, H, rows, d)."
     q, k, x = (t.squeeze(2) for t in (pairs.rows(left), pairs.columns(right), pairs.columns(v)))
+    q, k = q.to(x.dtype), k.to(x.dtype)
     if _needs_no_mask(pairs.measure, support) and (support is None or pairs.whole and pairs.regular):
         return F.scaled_dot_product_attention(q, k, x, is_causal=support is not None, scale=1.)
     mask = _seen(pairs, support, q.device)
     some = mask.any(-1, keepdim=True)
     mask = mask | ~some
     if pairs.measure.weight is not None: mask = _log_weights(pairs, mask, q)
+    if mask.dtype != torch.bool: q, k, x = (t.to(mask.dtype) for t in (q, k, x))
     y = F.scaled_dot_product_attention(q, k, x, attn_mask=mask.squeeze(2), scale=1.)
     return torch.where(some.squeeze(2), y, 0.)
 
@@ -55,7 +58,8 @@ def _needs_no_mask(measure: Measure, support: Box | None) -> bool:
 # %% ../../nbs/rule/15_attend.ipynb #attend
 class AttendRule(Rule):
     "A softmax of dot products by fused attention: O(N²) operations, O(N) numbers held."
-    name, elsewhere, remedy = 'attend', True, 'compose the kernel as ExpDot(…).restrict(…).normalise()'
+    name, elsewhere, half = 'attend', True, ('integrate',)
+    remedy = 'compose the kernel as ExpDot(…).restrict(…).normalise()'
     ways = {'attend': Way('fused attention', 2.3e10, 6e-4)}
 
     def missing(self, kernel, measure, at=None, mixing=None):

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel
 
@@ -118,7 +119,7 @@ def integrate(self: Chunks, x: Tensor,               # (b, h, N, d), weighted
     else: start = start.unsqueeze(2).to(U.dtype).expand(*U.shape[:2], 1, *U.shape[3:])
     keep = x.shape[2] + final                    # the first chunk reads `start`, the last writes for `final` alone
     gate = None if gate is None else F.pad(gate, (0, 0, 1, 0))[:, :, :keep]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         S = carry(torch.cat([start, U], 2)[:, :, :keep], gate, None if last is None else last[:, :keep])
     if segment is not None: phi = phi * (segment == last[:, :-1, None])[:, None, ..., None]
     y = y + phi @ S[:, :, :x.shape[2]].to(phi.dtype)
@@ -130,7 +131,7 @@ WALK = 64            # features times channels up to which the state is written 
 def walks(kernel: Kernel, decay: Decay, channels: int) -> bool:
     "Whether all states are less work than the pairs within chunks."
     each = decay.gate is not None and decay.gate.shape[-1] > 1 and not kernel.structure.stationary
-    return each and decay.terms * channels <= WALK
+    return each and decay.terms * channels <= WALK and not kernel.structure.hollow
 
 def _states(a: Tensor, u: Tensor, s: Tensor | None) -> list[Tensor]:
     "s_c = a_c s_(c-1) + u_c along the first axis."
@@ -153,7 +154,7 @@ def walk(self: Chunks, x: Tensor, start: Tensor | None = None, before: Tensor | 
         U = _states(a, u, None)[-1]
         S = torch.zeros_like(U[:, :, :1]) if S is None else S.expand(*U.shape[:2], 1, *U.shape[3:])
         until = F.pad(gate.sum(0), (0, 0, 1, -1)), None if ends is None else ends[:, :-1]
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             S = carry(torch.cat([S, U[:, :, :-1]], 2), *until)
     states = _states(a, u, S)
     y = (phi.unsqueeze(-1) * torch.stack(states)).sum(-2).movedim(0, 3).flatten(2, 3)[:, :, :n]

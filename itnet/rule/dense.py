@@ -16,7 +16,7 @@ from ..measure.measure import Measure
 from ..measure.pairs import Pairs
 from ..kernel.structure import Factors
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
-from ..kernel.compose import Normalised, core, row_integral
+from ..kernel.compose import Normalised, core, row_integral, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, per_pair
 
 # %% ../../nbs/rule/10_dense.ipynb #on-pairs
@@ -52,6 +52,7 @@ class DenseRule(Rule):
                   u_at: Tensor | None = None         # (B, *S, D) the function there
                  ) -> Tensor:                        # (B, H, N, d)
         left, right = read(kernel, measure, u, at, u_at)
+        measure = weights_to_sum(kernel, measure)
         support = None if kernel.structure.whole_rows else kernel.structure.support
         def plain() -> Tensor:
             parts = strips(kernel, measure, max(len(v), batch_size(left, right)), at, support)

@@ -16,8 +16,8 @@ from .plan import choose, device_of, options
 from .rates import Rates, current
 
 # %% ../../nbs/rule/90_explain.ipynb #explain
-_PROMISES = ('stationary', 'rank', 'position_free', 'positive', 'logarithmic', 'dot', 'state', 'whole_rows', 'grid',
-             'ordered')
+_PROMISES = ('stationary', 'rank', 'position_free', 'positive', 'logarithmic', 'dot', 'state', 'hollow', 'indirect',
+             'whole_rows', 'grid', 'ordered')
 
 def structure_in_words(kernel: Kernel) -> str:
     "The declared structure of a kernel, as a plan says it."
@@ -36,7 +36,10 @@ def explain(kernel: Kernel,
             rates: Rates | None = None,       # default: those of the kernel's device
             mixing: Mixing | None = None      # how heads are matrices between channels, if they are
            ) -> str:
-    "The kernel's structure and every rule as text, cheapest first, the chosen one marked."
+    "The kernel's structure and every rule as text, cheapest first, the chosen one marked; a composition part by part."
+    if mixing is None and len(kernel.sequence) > 1:
+        return '\n\n'.join(f'{k}. {explain(part, measure, channels, batch, rates)}'
+                           for k, part in enumerate(reversed(kernel.sequence), 1))
     table = rates or current(device_of(kernel))
     chosen = choose(kernel, measure, channels, batch, table, None, mixing)
     rows = batch * (channels if mixing is None else 1)
@@ -47,7 +50,7 @@ def explain(kernel: Kernel,
         if o.missing:
             lines.append(f'  {o.rule:12}no: needs {o.missing}')
             continue
-        flops, how = o.cost.once + batch * o.cost.flops, RULES[o.rule].describe(o.cost, kernel, measure, rows)
+        flops, how = o.cost.once + batch * o.cost.flops, RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
         moved, held = batch * o.cost.moved / 2**20, batch * o.cost.held / 2**20
         lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{moved:10.1f}{held:10.1f}'
                      f'{o.seconds * 1e3:10.2f}  {how}')

@@ -6,11 +6,14 @@
 __all__ = ['mix', 'mixing_of']
 
 # %% ../../nbs/rule/60_mixing.ipynb #imports
+import torch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
+from ..kernel.precision import in_single
 from .base import RULES, Mixing, checked
 from .plan import choose
+from .reach import finite, joined, numbers, reached_from
 from .rates import current
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix
@@ -25,10 +28,21 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
     if rule != 'auto': how = checked(rule, kernel, measure, None, mixing)
     else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
-    x = v if measure.weight is None else v * measure.weight[..., None].to(v.dtype)
+    kernel, x = in_single(kernel, v, half='mix' in how.half)
+    if measure.weight is not None:
+        w = measure.weight[..., None].to(x.dtype)
+        x = torch.where(w != 0, x, 0.) * w                                                # NaN · 0 is no zero
     x = x.movedim(-1, 1).unflatten(1, (groups, -1))
-    y = how.mix(kernel, measure, x, mixing)
-    return y.flatten(1, 2).movedim(1, -1)
+    def run(x: Tensor) -> Tensor: return how.on(kernel).mix(kernel, measure, x, mixing)
+    y = run(x)
+    if not finite(y): y = joined(y, run(numbers(x)), _spoiled(x, kernel, measure, mixing))
+    return y.flatten(1, 2).movedim(1, -1).to(v.dtype)
+
+def _spoiled(x: Tensor, kernel: Kernel, measure: Measure, mixing: Mixing) -> Tensor:
+    "(B, G, 1, *S') bool: where something of x (B, G, C, *S) that is not finite can be seen."
+    bad = ~x.isfinite().all(2).flatten(2)
+    hit = reached_from(bad, kernel.structure.support, kernel, measure)
+    return mixing.sampled(hit.unflatten(2, measure.shape)).unsqueeze(2)
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check
 def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: int = 1,

@@ -26,7 +26,7 @@ def missing(rule: str, kernel: Kernel, measure: Measure, at: Measure | None = No
 def _cost(rule: str, kernel: Kernel, measure: Measure, channels: int, mixing: Mixing | None) -> Cost:
     "What a valid rule costs for one batch element."
     if mixing is not None: return RULES[rule].mixing_cost(kernel, measure, mixing)
-    return RULES[rule].cost(kernel, measure, channels)
+    return RULES[rule].on(kernel).cost(kernel, measure, channels)
 
 def count(kernel: Kernel,
           measure: Measure,

@@ -14,9 +14,10 @@ from ..gpu.backend import attempt, usable
 from ..measure.measure import Measure
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
-from ..kernel.compose import core, safe
+from ..kernel.compose import core, safe, weights_to_sum
 from . import chunks
-from .base import BYTES, Cost, Rule, Way, lacking, per_pair, refuse_invalid
+from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
+from .reach import contained
 from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
@@ -62,7 +63,10 @@ def resume(kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
     want = (*v.shape[:2], inner.structure.state, v.shape[3] + (inner is not kernel))
     if sums is not None and tuple(sums.shape) != want:
         raise ValueError(f'sums of shape {tuple(sums.shape)} are of another kernel or batch: expected {want}')
-    return _in_parts(kernel, measure, u, v, S=sums, final=True)
+    kernel, x, u = entered(kernel, measure, v, u)
+    def run(kernel, u, x): return _in_parts(kernel, measure, u, x, S=sums, final=True)
+    y, sums = contained(run, kernel, measure, u, x)
+    return y.to(v.dtype), sums
 
 # %% ../../nbs/rule/40_scan.ipynb #lines
 def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Tensor, Tensor | None]:
@@ -70,11 +74,12 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     inner = core(kernel)
     left, right = read(inner, measure, u)
     decay = inner.recurrence(measure, left, right)
+    if not final: measure = weights_to_sum(kernel, measure)              # sums that are handed on have their scale
     R, d = decay.terms, v.shape[-1]
     C = size or chunk_size(R, d)
     each = R * d if walks(inner, decay, d) else C + R + d
     step = max(1, PART // (max(1, len(v)) * v.shape[1] * C * each)) * C
-    if _by_fused_chunks(decay, measure, v): step = measure.n
+    if _by_fused_chunks(inner, decay, measure, v): step = measure.n
     ys, before, count = [], None, -(-measure.n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
         part = _piece(measure, k * step, (k + 1) * step)
@@ -109,13 +114,13 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
         run = line.walk if walks(inner, decay, z.shape[-1]) else line.integrate
         y, S = run(z, first, before, final)
         return apart(y, x), None if S is None else apart(S, x)
-    fused = _by_fused_chunks(decay, measure, x)
+    fused = _by_fused_chunks(inner, decay, measure, x)
     y, S = attempt('chunks', lambda: _fused(decay, x, start), plain) if fused else plain()
     return (y if inner is kernel else y[..., :-1] / safe(y[..., -1:])), S
 
-def _by_fused_chunks(decay: Decay, measure: Measure, x: Tensor) -> bool:
+def _by_fused_chunks(kernel: Kernel, decay: Decay, measure: Measure, x: Tensor) -> bool:
     "Whether the fused kernel covers this case."
-    return measure.segments is None and decay.terms <= 128 and usable(x)
+    return measure.segments is None and not kernel.structure.hollow and decay.terms <= 128 and usable(x)
 
 def _fused(decay: Decay, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
     "Output and final sums by the fused kernel."

@@ -120,9 +120,13 @@ class MultiheadAttention(SpecialCase):
 
     Source: Vaswani et al. 2017, section 3.2.2.
     """
+    # read by torch's Transformer layers; not True, with which they take the weights and never call this layer
+    _qkv_same_embed_dim = False
+
     def __init__(self, layer: nn.MultiheadAttention):
         super().__init__(layer)
-        for name in ('num_heads', 'dropout', 'batch_first', 'add_zero_attn', 'bias_k', 'bias_v'):
+        for name in ('embed_dim', 'kdim', 'vdim', 'num_heads', 'head_dim', 'dropout', 'batch_first', 'add_zero_attn',
+                     'bias_k', 'bias_v'):
             setattr(self, name, getattr(layer, name))
 
 # %% ../../nbs/special_cases/40_attention.ipynb #mha-features

@@ -11,8 +11,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
+from ..measure.lags import INFINITE
 from ..measure.measure import Measure
-from ..kernel.structure import CAUSAL, Structure
+from ..kernel.structure import Structure
 from ..kernel.base import Kernel
 from ..kernel.stationary import Stationary
 from ..kernel.given import Table
@@ -73,7 +74,7 @@ TABLEAUX = dict(                                   # rows of a below the diagona
 class Earlier(Stationary):
     "1 for j < i, else 0: the integral up to here."
     def __init__(self, like: Tensor):              # dtype and device
-        Kernel.__init__(self, 1, Structure(stationary=True, rank=1, support=CAUSAL))
+        Kernel.__init__(self, 1, Structure(stationary=True, rank=1, support=((1, INFINITE),)))
         self.like = like.new_empty(0)
 
     def of_lag(self, lag: Tensor) -> Tensor:

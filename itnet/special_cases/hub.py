@@ -143,9 +143,14 @@ INTERFACE = [f'transformers.models.{name.split(".")[0]}.modeling_{name}' for nam
     'bert.BertSelfAttention', 'bert.BertCrossAttention', 'roberta.RobertaSelfAttention',
     'roberta.RobertaCrossAttention', 'electra.ElectraSelfAttention', 'electra.ElectraCrossAttention',
     'distilbert.DistilBertSelfAttention', 'bart.BartAttention', 't5.T5Attention', 'whisper.WhisperAttention',
-    'vit.ViTAttention', 'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention')]
+    'vit.ViTAttention', 'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention', 'albert.AlbertAttention',
+    'xlm_roberta.XLMRobertaSelfAttention', 'xlm_roberta.XLMRobertaCrossAttention', 'modernbert.ModernBertAttention',
+    'gemma.GemmaAttention', 'mixtral.MixtralAttention', 'olmo.OlmoAttention', 'phi.PhiAttention', 'beit.BeitAttention',
+    'cohere.CohereAttention', 'stablelm.StableLmAttention', 'mbart.MBartAttention', 'pegasus.PegasusAttention',
+    'marian.MarianAttention', 'siglip.SiglipAttention', 'segformer.SegformerAttention', 'wav2vec2.Wav2Vec2Attention',
+    'hubert.HubertAttention', 'jamba.JambaAttention', 'bamba.BambaAttention')]
 
-@converts(*INTERFACE)
+@converts(*INTERFACE, stays=True)
 def with_integral(layer: nn.Module) -> nn.Module:
     "A layer that looks its attention up by name, with ours. It keeps its class."
     found = layer.config._attn_implementation
@@ -177,11 +182,11 @@ class Bloom(SpecialCase):
         self.heads, self.scale = layer.num_heads, layer.inv_norm_factor
         self.layer_idx, self.hidden_dropout = layer.layer_idx, layer.hidden_dropout
 
-    def kernel(self, q: Tensor, k: Tensor, alibi: Tensor, mask: Tensor | None) -> Kernel:
+    def kernel(self, q: Tensor, k: Tensor, alibi: Tensor, mask: Tensor | None, past: bool) -> Kernel:
         "exp(s q·k + alibi_j), normalised: the bias is one more channel of the keys."
         slope = alibi.to(q.dtype).reshape(-1, self.heads, k.shape[2], 1)
         q, k = torch.cat([self.scale * q, torch.ones_like(q[..., :1])], -1), torch.cat([k, slope], -1)
-        return attention_kernel(q, k, None if mask is None else mask.to(q.dtype))
+        return attention_kernel(q, k, None if mask is None else mask.to(q.dtype), past)
 
 # %% ../../nbs/special_cases/46_hub.ipynb #bloom-forward
 @patch
@@ -192,8 +197,10 @@ def forward(self: Bloom, hidden_states, residual, alibi, attention_mask, layer_p
     if alibi.shape[1] != 1: refuse(self, 'alibi', tuple(alibi.shape), 'expected a number for each head and input')
     q, k, v = self.query_key_value(hidden_states).unflatten(-1, (self.heads, 3, -1)).transpose(1, 2).unbind(3)
     if layer_past is not None: k, v = layer_past.update(k, v, self.layer_idx)
-    kernel, at = self.kernel(q, k, alibi, attention_mask), _outputs(q.shape[2], k.shape[2], True, q.device)
-    y, weights = with_weights(self, kernel, Measure.sequence(k.shape[2]), v, at, output_attentions)
+    n, m = q.shape[2], k.shape[2]
+    measure, mask, past = _where_inputs_count(m, attention_mask, False, n)
+    kernel, at = self.kernel(q, k, alibi, mask, past), _outputs(n, m, True, q.device)
+    y, weights = with_weights(self, kernel, measure, v, at, output_attentions)
     y = self.dense(y.transpose(1, 2).flatten(2))
     return residual + nn.functional.dropout(y, self.hidden_dropout, self.training), weights
 

@@ -17,6 +17,7 @@ from ..measure.measure import Measure
 from ..measure.lags import Box, on_box
 from ..kernel.structure import CAUSAL, Structure
 from ..kernel.base import Kernel
+from ..kernel.precision import HALF, single
 from ..kernel.stationary import Stationary, Taps
 from ..kernel.given import Gates, skeleton
 from .case import SpecialCase, converts, refuse
@@ -66,11 +67,11 @@ class Powers(Stationary):
         return on_box(powers(self.W, last + 1).flatten(1).mT, ((0, last),), box, Measure(box))
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #linear-case
-def _check_input(layer, x: Tensor, channels: int, dims: tuple[int, ...] = (3,)) -> None:
+def _check_input(layer, x: Tensor, channels: int, steps: int = 1, dims: tuple[int, ...] = (3,)) -> None:
     "ValueError for an input of another shape, NotImplementedError for a packed one."
     if isinstance(x, PackedSequence):
         refuse(layer, 'input', 'PackedSequence', 'unpack it with pad_packed_sequence, or run sequences of one length')
-    if x.ndim not in dims or x.shape[-1] != channels or 0 in x.shape[-3:]:
+    if x.ndim not in dims or x.shape[-1] != channels or not x.shape[steps if x.ndim == 3 else 0]:
         raise ValueError(f'input of shape {tuple(x.shape)} does not fit: expected sequences of at least one step '
                          f'with {channels} channels, and {" or ".join(map(str, dims))} axes')
 
@@ -105,31 +106,48 @@ class Recurrent(SpecialCase):
         "Weights of the input and of the state, both biases, and the projection, of one layer and direction."
         end = f'_l{layer}' + '_reverse' * reverse
         names = 'weight_ih', 'weight_hh', 'bias_ih', 'bias_hh', 'weight_hr'
-        return [getattr(self, name + end, None) for name in names]
+        return [single(getattr(self, name + end, None)) for name in names]
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #recurrent-forward
 @patch
 def forward(self: Recurrent,
             input: Tensor,                         # (N, B, C), (B, N, C) if batch_first, or (N, C)
             hx=None):                              # (layers · directions, B, H), for an LSTM two of them; default: 0
-    "As torch returns it: the states of the last layer, and the last states of all layers."
+    "As torch returns it: the states of the last layer, and the last states of all layers, solved in float32 at least."
     u, starts = self._enter(input, hx)
+    half = self.weight_ih_l0.dtype in HALF
+    if half: u, starts = u.float(), [s.float() for s in starts]
     ends = []
     for layer in range(self.num_layers):
         found = []
         for reverse in range(1 + self.bidirectional):
             start = [s[len(ends)] for s in starts]
-            states = self.states(u.flip(1) if reverse else u, self.weights(layer, bool(reverse)), *start)
+            states = self.until_nan(u.flip(1) if reverse else u, self.weights(layer, bool(reverse)), start)
             ends.append([s[:, -1] for s in states])
             found.append(states[0].flip(1) if reverse else states[0])
         u = torch.cat(found, -1)
-    return self._leave(u, [torch.stack(s) for s in zip(*ends)], input.ndim == 2)
+    ends = [torch.stack(s) for s in zip(*ends)]
+    if half: u, ends = u.to(input.dtype), [s.to(input.dtype) for s in ends]
+    return self._leave(u, ends, input.ndim == 2)
+
+# %% ../../nbs/special_cases/22_recurrence.ipynb #until-nan
+@patch
+def until_nan(self: Recurrent,
+              u: Tensor,                           # (B, N, C)
+              weights: list[Tensor | None],
+              start: list[Tensor]                  # (B, ·) each
+             ) -> list[Tensor]:                    # (B, N, ·) each
+    "What `states` returns; NaN from the first step on whose input, or the state before it, is."
+    lost = torch.stack([s.isnan().any(-1) for s in start]).any(0)[:, None] | (u.isnan().any(-1).cumsum(1) > 0)
+    clean = lambda x: torch.where(x.isnan(), 0., x)
+    states = self.states(clean(u), weights, *map(clean, start))
+    return [s + torch.where(lost, torch.nan, 0.).to(s).unsqueeze(-1) for s in states]
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #enter
 @patch
 def _enter(self: Recurrent, input: Tensor, hx) -> tuple[Tensor, list[Tensor]]:
     "Input (B, N, C), initial states (layers · directions, B, ·). Errors for what is not covered or does not fit."
-    _check_input(self.mode, input, self.input_size, (2, 3))
+    _check_input(self.mode, input, self.input_size, int(self.batch_first), (2, 3))
     if self.training and self.dropout and self.num_layers > 1:
         refuse(self.mode, 'dropout', self.dropout, 'use eval(), or dropout=0')
     single = input.ndim == 2
@@ -187,7 +205,8 @@ def cell(self: Recurrent,
          start: Tensor                             # (B, H), c_0
         ) -> Tensor:                               # (B, N, H)
     "c_t = f_t c_(t-1) + w_t for all t, as one integral."
-    kernel, line = cell_kernel(F.pad(log_forget, (0, 0, 1, 0))), _start(written, start)
+    least = -800.                                  # e^-800 is 0 in every precision; -∞ has no differences
+    kernel, line = cell_kernel(F.pad(log_forget.clamp_min(least), (0, 0, 1, 0))), _start(written, start)
     return self.integrate(kernel, Measure.sequence(line.shape[1]), line.mT.unsqueeze(-1))[:, :, 1:, 0].mT
 
 # %% ../../nbs/special_cases/22_recurrence.ipynb #lstm

@@ -7,7 +7,6 @@ __all__ = ['CONSTRAINTS', 'held', 'constraints_of', 'Factor', 'PositionFactor', 
            'freed']
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #imports
-import copy
 import math
 import torch
 import torch.nn as nn
@@ -19,7 +18,7 @@ from ..kernel.compose import Normalised, core
 from ..kernel.stationary import Exponentials, Implicit
 from ..kernel.content import Content
 from ..transform import apply
-from .case import Integral, SpecialCase, integrals
+from .case import Integral, SpecialCase, copied, integrals
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #constraints
 CONSTRAINTS = ('translation invariance', 'content independence', 'locality', 'causality')
@@ -169,7 +168,7 @@ def relax(model: nn.Module,
     free = [free] if isinstance(free, str) else list(free)
     if unknown := [c for c in free if c not in CONSTRAINTS]:
         raise ValueError(f'unknown constraint {unknown[0]!r}: choose from {list(CONSTRAINTS)}')
-    model = copy.deepcopy(model)
+    model = copied(model)
     taken = integrals(model, example).items()
     todo = [(name, i, c) for name, each in taken for i in each for c in free if c in held(i)]
     if missing := [c for c in free if c not in {c for *_, c in todo}]:

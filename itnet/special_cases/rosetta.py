@@ -8,13 +8,13 @@ __all__ = ['cases', 'rosetta', 'planted']
 # %% ../../nbs/special_cases/90_rosetta.ipynb #imports
 from contextlib import contextmanager
 from . import attention, convolution, depth, hub_cases, linear_attention, mamba, position, recurrence
-from . import scattered, spectral, state_space
+from . import resolvents, scattered, spectral, state_space
 from .case import SpecialCase
 from .equality import LayerCase
 
 # %% ../../nbs/special_cases/90_rosetta.ipynb #cases
 _FAMILIES = (convolution, spectral, position, recurrence, depth, state_space, mamba, attention, linear_attention,
-             hub_cases, scattered)
+             resolvents, hub_cases, scattered)
 
 def cases() -> list[LayerCase]:
     "Every case of every family, in the order of the table."

@@ -1,0 +1,61 @@
+"""The distributions: what is in them, and that each installs and runs by itself."""
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = {p.relative_to(ROOT).as_posix() for p in (ROOT / "itnet").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+BUILT_FROM = "settings.ini", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md"
+
+
+def outside(*command: str, cwd: Path) -> str:
+    "Output of a command in a folder from which the checkout cannot be imported."
+    env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> dict[str, Path]:
+    "The source distribution, and the wheel that is built from it: `python -m build`."
+    source = tmp_path_factory.mktemp("source")
+    for name in BUILT_FROM: shutil.copy2(ROOT / name, source)
+    shutil.copytree(ROOT / "itnet", source / "itnet", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("tests", "nbs"): (source / folder).mkdir()
+    (source / "tests" / "test_x.py").touch()
+    outside(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", cwd=source)
+    return {"sdist": next((source / "dist").glob("*.tar.gz")), "wheel": next((source / "dist").glob("*.whl"))}
+
+
+def test_contents(built):
+    "The wheel is the package and nothing else; the source distribution adds what builds it."
+    wheel = set(zipfile.ZipFile(built["wheel"]).namelist())
+    info = next(n.partition("/")[0] for n in wheel if ".dist-info/" in n)
+    assert {n for n in wheel if not n.startswith(info)} == MODULES and f"{info}/licenses/LICENSE" in wheel
+    with tarfile.open(built["sdist"]) as tar: names = {m.name.partition("/")[2] for m in tar if m.isfile()}
+    extra = {n for n in names if not n.startswith("itnet.egg-info/")}
+    assert extra == MODULES | set(BUILT_FROM) | {"PKG-INFO", "setup.cfg"}
+
+
+@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+def test_installs_and_runs(built, kind, tmp_path):
+    "In a fresh environment that sees this one's libraries, but not its installation of the package."
+    outside(sys.executable, "-m", "venv", "--without-pip", "env", cwd=tmp_path)
+    scripts = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
+    python = str(scripts / "python")
+    site = Path(outside(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    outside(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
+            "--no-build-isolation", "--ignore-installed", str(built[kind]), cwd=tmp_path)
+    program = "import itnet, itnet.transform as t; from importlib.metadata import version; print(t.__file__, itnet.__version__, version('itnet'))"
+    file, *versions = outside(python, "-c", program, cwd=tmp_path).split()
+    assert Path(file).is_relative_to(site) and len(set(versions)) == 1
+    assert "train" in outside(str(scripts / "itnet"), "--help", cwd=tmp_path)
