@@ -101,7 +101,7 @@ def mix(self: DirectRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: M
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
     weights = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs))                                  # (G·O, C, *L)
     every = [r.step for r in mixing.rows]
-    for axis, (lo, hi) in enumerate(box):          # one tap reads nothing in between; torch 2.13 writes beyond its memory
+    for axis, (lo, hi) in enumerate(box):          # one tap reads nothing between; torch 2.13 fails at it
         if lo == hi: x, every[axis] = x[(slice(None),) * (3 + axis) + (slice(None, None, every[axis]),)], 1
     y = conv(x.flatten(1, 2), weights, None, tuple(every), tuple(padding), apart, mixing.groups)
     return y.unflatten(1, (mixing.groups, -1))
