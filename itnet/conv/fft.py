@@ -18,7 +18,8 @@ def fast_size(n: int) -> int:
 
     Of a symbol, the next multiple of a power of two about a tenth of the example's.
     """
-    if not symbolic(n): return _fast_size(n)
+    if not torch.compiler.is_compiling(): return _kept_size(n)
+    if not symbolic(n): return _smallest(n)
     step = 1 << max(1, example(n).bit_length() - 4)
     return -(-n // step) * step
 
@@ -33,7 +34,7 @@ def _smallest(n: int) -> int:
     return best
 
 _smallest._dynamo_marked_constant = True
-_fast_size = lru_cache(maxsize=None)(_smallest)
+_kept_size = lru_cache(maxsize=None)(_smallest)
 
 # %% ../../nbs/conv/00_fft.ipynb #crop
 def taps_in_reach(shape: tuple[int, ...],        # points along each axis
