@@ -20,6 +20,12 @@ def itnet(tmp_path, monkeypatch, capfd):
     return run
 
 
+def only(folder, pattern):
+    "The one file or folder of that name and some configuration, relative to the folder."
+    found, = Path(folder).glob(pattern)
+    return found.relative_to(folder)
+
+
 def start(line, folder):
     return subprocess.Popen([sys.executable, str(HERE / "toy_itnet.py"), *line.split()], cwd=folder, env=ENV, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -69,18 +75,21 @@ def test_train_eval_results(itnet, tmp_path):
     assert code == 0, err
     assert "step 10 " in out and "step 20 " in out and "20 steps" not in err
     assert not re.search(r"GPU available|Tip|litlogger|Warning|warn", out + err), out + err
-    record = json.loads((tmp_path / "results/toy/sums-itnet-s0.json").read_text())
+    record_file = only(tmp_path, "results/toy/sums-itnet-s0-*.json")
+    record = json.loads((tmp_path / record_file).read_text())
     assert record["status"] == "finished" and record["steps"] == 20
     assert record["command"].startswith("itnet train sums/itnet --train.steps 20")
     assert str(tmp_path) not in json.dumps(record)
-    code, out, err = itnet("eval runs/sums-itnet-s0")
+    run = only(tmp_path, "runs/sums-itnet-s0-*")
+    assert run.name == f"sums-itnet-s0-{record['config_hash']}" == record_file.stem and f"weights {run}" in out
+    code, out, err = itnet(f"eval {run}")
     assert code == 0 and f"test accuracy {record['test']['accuracy']:.4f}" in out and not err
-    code, out, err = itnet("eval runs/sums-itnet-s0/best.ckpt --split validation")
+    code, out, err = itnet(f"eval {run}/best.ckpt --split validation")
     assert f"validation accuracy {record['validation']['accuracy']:.4f}" in out
     code, out, _ = itnet("results results --format markdown")
     assert code == 0 and "| sums | itnet | accuracy ↑ |" in out
-    assert (tmp_path / "runs/sums-itnet-s0/metrics.csv").read_text().count("\n") > 3
-    assert list((tmp_path / "runs/sums-itnet-s0").glob("events.out.tfevents.*"))
+    assert (tmp_path / run / "metrics.csv").read_text().count("\n") > 3
+    assert list((tmp_path / run).glob("events.out.tfevents.*"))
 
 
 def test_print_config_reads_back(itnet, tmp_path):
@@ -131,12 +140,92 @@ def test_debug_shows_where(itnet):
     with pytest.raises(ValueError, match="no run records"): itnet("results nothing --debug")
 
 
-def test_another_configuration(itnet):
+def test_another_configuration(itnet, tmp_path):
     assert itnet("train sums/itnet --quiet")[0] == 0
-    code, out, err = itnet("train sums/itnet --model.width 4 --optim.lr 0.5 --resume runs/sums-itnet-s0")
+    run = only(tmp_path, "runs/sums-itnet-s0-*")
+    code, out, err = itnet("eval runs/sums-itnet-s0")
+    assert code == 1 and f"such as {run}" in err
+    code, out, err = itnet(f"train sums/itnet --model.width 4 --optim.lr 0.5 --resume {run}")
     assert code == 1 and "model.width: 8 in the checkpoint, 4 requested" in err
     assert "optim.lr: 0.05 in the checkpoint, 0.5 requested" in err
-    assert itnet("train sums/itnet --train.device auto --resume runs/sums-itnet-s0 --quiet")[0] == 0
+    assert itnet(f"train sums/itnet --train.device auto --resume {run} --quiet")[0] == 0
+
+
+def test_a_second_configuration_leaves_the_first_one_alone(itnet, tmp_path):
+    files = lambda: {f: f.read_bytes() for f in tmp_path.rglob("*-s0-*/*") if f.is_file()} | {f: f.read_bytes() for f in tmp_path.rglob("results/*.json")}
+    assert itnet("train sums/itnet --quiet")[0] == 0
+    first = files()
+    for width in (4, 5): assert itnet(f"train sums/itnet --model.width {width} --quiet")[0] == 0
+    assert first.items() <= files().items()
+    runs, records = sorted((tmp_path / "runs").iterdir()), sorted((tmp_path / "results").iterdir())
+    assert [f.name for f in runs] == [f.stem for f in records] and len(runs) == 3
+    for run, record in zip(runs, records):
+        assert f"test accuracy {json.loads(record.read_text())['test']['accuracy']:.4f}" in itnet(f"eval {run}")[1]
+
+
+def test_more_steps_go_on_from_a_finished_run(itnet, tmp_path):
+    "'30 are done, give me 20 more', and the interrupted and the shorter way"
+    assert itnet("train sums/itnet --quiet")[0] == 0
+    run = only(tmp_path, "runs/sums-itnet-s0-*")
+    before = {f: f.read_bytes() for f in (tmp_path / run).iterdir()}
+    code, out, err = itnet(f"train sums/itnet --train.steps 50 --resume {run}")
+    assert code == 0 and "30 steps become 50" in out and "step 50 " in out and "step 30  loss" not in out, err
+    assert before == {f: f.read_bytes() for f in (tmp_path / run).iterdir()}
+    longer, = [f for f in (tmp_path / "results").iterdir() if f.stem != run.name]
+    record = json.loads(longer.read_text())
+    assert (record["steps"], record["resumed"], record["config"]["extended_from"]) == (50, [30], [30])
+    assert [e["step"] for e in record["curve"]] == [10, 20, 30, 40, 50]
+    assert f"test accuracy {record['test']['accuracy']:.4f}" in itnet(f"eval runs/{longer.stem}")[1]
+    assert itnet(f"train sums/itnet --train.steps 50 --resume runs/{longer.stem} --quiet")[0] == 0          # its own steps
+    code, out, err = itnet(f"train sums/itnet --resume runs/{longer.stem}")
+    assert code == 1 and "train.steps: 50 in the checkpoint, 30 requested" in err
+
+
+def test_auto_is_made_concrete_before_the_precision_is_checked(itnet, tmp_path, monkeypatch):
+    import torch
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device in ("auto", "cpu"):
+        code, out, err = itnet(f"train sums/itnet --train.precision 16-mixed --train.device {device}")
+        assert code == 1 and "train.precision='16-mixed' does not run on 'cpu': choose bf16-mixed" in err, err
+    assert not list(tmp_path.iterdir())
+    assert itnet("train sums/itnet --train.precision bf16-mixed --train.device auto --quiet")[0] == 0
+    run = only(tmp_path, "runs/*")
+    record = json.loads((tmp_path / "results" / f"{run.name}.json").read_text())
+    assert record["config"]["train"]["precision"] == "bf16-mixed" and record["device"]["kind"] == "cpu"
+    assert itnet(f"eval {run} --precision 32-true")[0] == 0
+    code, out, err = itnet(f"eval {run} --precision 16-mixed")
+    assert code == 1 and "does not run on 'cpu'" in err
+
+
+@pytest.mark.parametrize("option", ["out", "results"])
+def test_a_folder_that_cannot_be_written_is_found_before_training(itnet, tmp_path, option):
+    (tmp_path / "file").touch()
+    code, out, err = itnet(f"train sums/itnet --{option} file/below")
+    assert code == 1 and "file/below" in err and f"cannot be written to (Not a directory): give another --{option}" in err
+    assert "step" not in out and not list(tmp_path.rglob("*.json"))
+
+
+def test_what_fails_at_once_leaves_no_record_among_the_results(itnet, tmp_path):
+    code, out, err = itnet("train sums/itnet --optim.lr 1e30 --optim.clip 0 --optim.warmup 0 --quiet")
+    assert code == 1 and "the training loss is" in err
+    assert not list((tmp_path / "results").iterdir())
+    record = json.loads((tmp_path / only(tmp_path, "runs/sums-itnet-s0-*/*.json")).read_text())
+    assert record["status"] == "failed" and "FloatingPointError" in record["error"]
+
+
+ASCII = {"ascii": dict(PYTHONIOENCODING="ascii"), "C": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")}
+
+@pytest.mark.parametrize("env", ASCII)
+def test_a_terminal_without_arrows(tmp_path, env):
+    "All commands in one process, whose output has no letters but ASCII's."
+    lines = ["-h", "train sums/itnet --train.steps 10", "results", "results --format rich", "train sums/\u2192"]
+    code = f"import toy_itnet; print(*[toy_itnet.itnet.cli.main(line.split()) for line in {lines!a}])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          env={**ENV, **ASCII[env], "COLUMNS": "150", "PYTHONPATH": os.pathsep.join([str(HERE), PATHS])})
+    assert done.returncode == 0 and done.stdout.isascii() and done.stderr.isascii(), done.stderr
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert out.splitlines()[-1] == "0 0 0 0 2" and out.count("accuracy ^") == 2 and "+---" in out and " on test" in out
+    assert err.startswith("itnet: unknown recipe sums/->: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
@@ -147,15 +236,16 @@ def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
     p.send_signal(stop)
     out, err = p.communicate(timeout=60)
     assert p.returncode == 130 and "Traceback" not in err, err
-    assert "--resume runs/sums-itnet-s0/last.ckpt" in err
-    record = json.loads((tmp_path / "results/sums-itnet-s0.json").read_text())
+    run = only(tmp_path, "runs/sums-itnet-s0-*")
+    assert f"--resume {run}/last.ckpt" in err
+    record = json.loads((tmp_path / f"results/{run.name}.json").read_text())
     assert record["status"] == "interrupted" and 10 <= record["steps"] < 40 and not record["test"]
-    code, out, err = itnet("train sums/itnet --data.pause 0.05 --train.steps 40 --resume runs/sums-itnet-s0/last.ckpt")
+    code, out, err = itnet(f"train sums/itnet --data.pause 0.05 --train.steps 40 --resume {run}/last.ckpt")
     assert code == 0, err
-    after = json.loads((tmp_path / "results/sums-itnet-s0.json").read_text())
+    after = json.loads((tmp_path / f"results/{run.name}.json").read_text())
     assert after["status"] == "finished" and after["steps"] == 40 and after["test"]
     assert after["resumed"] == [record["steps"]]
-    csv = (tmp_path / "runs/sums-itnet-s0/metrics.csv").read_text().splitlines()
+    csv = (tmp_path / run / "metrics.csv").read_text().splitlines()
     steps = [int(dict(zip(csv[0].split(","), row.split(",")))["step"]) for row in csv[1:]]
     assert {10, 20, 30, 40} <= set(steps), steps
 
@@ -194,11 +284,15 @@ def test_explain(itnet, recipes, monkeypatch, tmp_path):
 def test_bench_rules_measures_and_keeps(itnet, recipes, monkeypatch, tmp_path):
     monkeypatch.setenv("ITNET_CACHE", str(tmp_path / "cache"))
     code, out, err = itnet("bench rules --lengths [16,32] --repeat 1 --threads 1")
-    assert code == 0 and "| chosen | fastest |" in out and "give --save" in out and not (tmp_path / "cache").exists(), err
+    assert code == 0 and "| chosen | fastest |" in out and "give --save" in out and not list(tmp_path.iterdir()), err
+    for wrong, says in ((tmp_path, "is a folder"), ("nothing.json/x.json", "cannot be written")):
+        (tmp_path / "nothing.json").touch()
+        code, out, err = itnet(f"bench rules --lengths [16,32] --repeat 1 --threads 1 --out {wrong}")
+        assert code == 1 and says in err and not out
     code, out, err = itnet("bench rules --lengths [16,32] --repeat 1 --threads 1 --save --out mine.json")
     kept, = (tmp_path / "cache").glob("rates-*.json")
     record = json.loads((tmp_path / "mine.json").read_text())
-    assert code == 0 and kept.name in out and record["command"].startswith("itnet bench rules --lengths '[16,32]'")
+    assert code == 0 and kept.name in out and record["command"] == "itnet bench rules --lengths '[16,32]' --repeat 1 --threads 1 --save"
     assert {w: r["rate"] for w, r in json.loads(kept.read_text())["rates"].items()} == {w: r["rate"] for w, r in record["rates"].items()}
     import torch
     before = torch.get_num_threads()
@@ -259,12 +353,13 @@ def test_a_recipe_in_a_file(itnet, own, tmp_path):
     (tmp_path / "mine.yaml").write_text(out)
     code, out, err = itnet("train", word, "--config", "mine.yaml", "--train.steps", "10", "--quiet")
     assert code == 0 and "signs/line: accuracy" in out, err
-    record = json.loads((tmp_path / "results/signs-line-s0.json").read_text())
+    record = json.loads((tmp_path / only(tmp_path, "results/signs-line-s0-*.json")).read_text())
     assert record["config"]["model"] == {"class": "own_signs:Line", "width": 5}
+    run = str(only(tmp_path, "runs/signs-line-s0-*"))
     assert record["command"].startswith("itnet train 'my recipes/own_signs.py:line'") and str(tmp_path) not in json.dumps(record)
-    code, out, err = itnet("train", word, "--config", "mine.yaml", "--train.steps", "10", "--quiet", "--resume", "runs/signs-line-s0")
+    code, out, err = itnet("train", word, "--config", "mine.yaml", "--train.steps", "10", "--quiet", "--resume", run)
     assert code == 0, err
-    assert "model.width: 5 in the checkpoint, 4 requested" in itnet("train", word, "--train.steps", "10", "--resume", "runs/signs-line-s0")[2]
+    assert "model.width: 5 in the checkpoint, 4 requested" in itnet("train", word, "--train.steps", "10", "--resume", run)[2]
     assert "| signs | line | accuracy ↑ |" in itnet("results")[1]
 
 
@@ -273,7 +368,7 @@ def test_a_checkpoint_of_a_recipe_in_a_file(own, tmp_path):
     run = lambda *words, cwd=tmp_path: subprocess.run([sys.executable, "-c", "import sys; from itnet.cli import main; sys.exit(main())", *words],
                                                       cwd=cwd, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
     assert run("train", f"{own}:signs/wide", "--quiet").returncode == 0
-    checkpoint = str(tmp_path / "runs/signs-wide-s0")
+    checkpoint = str(tmp_path / only(tmp_path, "runs/signs-wide-s0-*"))
     done = run("eval", checkpoint, "--recipe", "~/own_signs.py:signs/wide", cwd=own.parent)
     assert done.returncode == 0 and "test accuracy " in done.stdout, done.stderr
     without = run("eval", checkpoint)

@@ -3,10 +3,11 @@ import json, os, subprocess, sys, textwrap, time
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from itnet.data.images import Digits
+from itnet.data.columns import Columns
+from itnet.data.images import Cifar10, Digits
 from itnet.data.lra import ListOps, decode, value_of_text
 from itnet.data.source import cached
-from itnet.data.text import SourceText
+from itnet.data.text import SourceText, Text
 
 
 def python(code, *args, **env):
@@ -106,3 +107,67 @@ def test_descriptions_are_typed_options():
 
 def test_a_validated_description_does_no_work():
     t = time.perf_counter(); ListOps(); assert time.perf_counter() - t < 0.05
+
+
+# --- broken tables
+
+def write(folder, **tables):
+    "The splits of a data set as Parquet files; a table is a dict of columns."
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    for split, columns in tables.items(): pq.write_table(pa.table(columns), folder / f"{split}.parquet")
+
+
+def png():
+    import io
+    from PIL import Image
+    Image.new("RGB", (32, 32), "red").save(f := io.BytesIO(), "PNG")
+    return f.getvalue()
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+@pytest.mark.parametrize("columns, says", [
+    ({"text": ["a", None]}, "row 1 of column 'text' is missing"), ({"text": [b"a"]}, "column 'text' holds binary"),
+    ({"text": [["a"]]}, "column 'text' holds list"), ({"text": [1.5]}, "column 'text' holds double"),
+    ({"txt": ["a"]}, "column 'text' is not there; the table has 'txt': rename 'txt'"), ({}, "the table has no columns"),
+    ({"text": []}, "column 'text' has no rows"), ({"text": [None]}, "row 0 of column 'text' is missing"), ({"text": ["a"]}, "context 64 is too long")])
+def test_broken_texts_are_named(tmp_path, split, columns, says):
+    write(tmp_path, **{s: columns if s == split else {"text": ["to be or not"] * 40} for s in ("train", "validation", "test")})
+    with pytest.raises(ValueError) as e: Text("mine", path=str(tmp_path), context=64, eval_bytes=64).splits()
+    assert says in str(e.value) and f"split {split!r}" in str(e.value)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("changes, says", [
+    ({"label": -1}, "row 7 of column 'label' is -1"), ({"label": 10}, "row 7 of column 'label' is 10"), ({"label": None}, "row 7 of column 'label' is missing"),
+    ({"label": 1.5}, "column 'label' holds double"), ({"label": "cat"}, "column 'label' holds string"), ({"img": None}, "row 7 of column 'img' is missing"),
+    ({"img": b"no picture"}, "row 7 of column 'img' cannot be decoded"), ({"img": "a.png"}, "column 'img' holds string")])
+def test_broken_images_and_labels_end_before_training(tmp_path, split, changes, says):
+    "Through `fit`, as a run would meet them: nothing is trained and nothing is written."
+    from itnet.nets.presets import ResNetConfig
+    from itnet.training.recipe import Recipe, Train, fit
+    column, wrong = next(iter(changes.items()))
+    right = {"img": [png()] * 40, "label": [i % 10 for i in range(40)]}
+    kind = {float: float, str: lambda v: "x"}.get(type(wrong), lambda v: v)
+    broken = right | {column: [wrong if i == 7 else kind(v) for i, v in enumerate(right[column])]}
+    write(tmp_path, **{s: broken if s == split else right for s in ("train", "test")})
+    data = Cifar10(path=str(tmp_path), validation=0.25, batch_size=8)
+    recipe = Recipe("broken/resnet", data, ResNetConfig(4, (1,)), train=Train(steps=30, device="cpu", threads=1))
+    with pytest.raises(ValueError) as e: fit(recipe, out=tmp_path / "runs", results=tmp_path / "results")
+    assert says in str(e.value) and f"split {split!r}" in str(e.value)
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "results").exists()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.sampled_from(["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"]),
+       st.booleans(), st.integers(1, 30), st.one_of(st.none(), st.integers(-128, -1), st.integers(10, 127)), st.integers(0, 29))
+def test_labels_are_right_or_named(values, kind, dictionary, cut, wrong, at):
+    "However they are stored; and of those that are wrong the row is said."
+    import pyarrow as pa
+    at %= len(values)
+    if wrong is not None and not (wrong < 0 and kind[0] == "u"): values[at] = wrong
+    chunks = [pa.array(values[i:i + cut], getattr(pa, kind)()) for i in range(0, len(values), cut)]
+    table = Columns(pa.table({"label": pa.chunked_array([c.dictionary_encode() if dictionary else c for c in chunks])}), "split 'x'")
+    if 0 <= values[at] < 10: assert table.labels("label", 10).tolist() == values
+    else:
+        with pytest.raises(ValueError, match=f"row {at} of column 'label' is {values[at]}, and 1 of {len(values)} are out of range"): table.labels("label", 10)

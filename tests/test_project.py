@@ -77,6 +77,19 @@ def test_imports_are_declared():
                 assert name in declared | optional or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
 
 
+def test_a_kernel_of_the_lab_finds_its_widgets():
+    "The notebooks' libraries ask for ipywidgets, and warn in red where it is missing."
+    from jupyter_client.manager import start_new_kernel
+
+    kernel, client = start_new_kernel(kernel_name="python3")
+    shown = []
+    try: client.execute_interactive("from tqdm.auto import tqdm", timeout=60, output_hook=lambda m: shown.append(m["content"].get("text", "")))
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    assert "IProgress" not in "".join(shown)
+
+
 # --- notebooks
 
 def test_sidebar_lists_every_notebook_once():

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from itnet.experiments.sweep import Composition, judge
+from itnet.experiments.sweep import RandomCase, judge
 
 SOME = 25                                                 # cases of one test
 
@@ -18,19 +18,20 @@ def one_thread():
 
 @pytest.mark.parametrize("first", range(10**6, 10**6 + 500, SOME))
 def test_what_is_called_valid_is_right_and_what_is_refused_says_why(first):
-    wrong = [f"{case}: {rule} {verdict}" for case in map(Composition.drawn, range(first, first + SOME))
+    wrong = [f"{case}: {rule} {verdict}" for case in map(RandomCase.drawn, range(first, first + SOME))
              for rule, verdict, _ in judge(case) if verdict not in ("right", "refused")]
     assert not wrong, "\n".join(wrong)
 
 
 def test_the_draw_reaches_everything():
-    "All compositions, all leaves, all kinds of measure, and every rule where it is valid."
-    kernels, places, right = set(), set(), set()
+    "All compositions, all leaves, all kinds of measure, half precision, what is missing, and every rule where it is valid."
+    kernels, places, right, stored = set(), set(), set(), set()
     for seed in range(10**6, 10**6 + 500):
-        case = Composition.drawn(seed)
+        case = RandomCase.drawn(seed)
         kernels |= {type(k).__name__ for k in case.kernel.modules()}
         places.add(case.where)
+        stored.add((case.dtype, str(case.filling)))
         if seed < 10**6 + 120: right |= {rule for rule, verdict, _ in judge(case) if verdict == "right"}
     assert {"Product", "Sum", "Restricted", "Normalised", "SpectralNormalised", "Taps", "Correlation", "Implicit", "Exponentials",
             "Separable", "ExpDot", "Selective", "Pairwise", "OnlyMatrix"} <= kernels
-    assert len(places) == 12 and right == {"attend", "dense", "direct", "fft", "scan", "monte_carlo", "auto"}
+    assert len(places) == 13 and len(stored) == 8 and right == {"attend", "dense", "direct", "fft", "scan", "monte_carlo", "auto"}

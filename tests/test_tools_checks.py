@@ -1,5 +1,6 @@
 """`tools/test.py`, `tools/run.py`, the hooks and the Makefile: failures are counted, and nothing is installed twice."""
 import argparse
+import asyncio
 import importlib.util
 import json
 import os
@@ -198,13 +199,42 @@ def test_hooks_stay_inside_the_checkout(tmp_path):
     assert '/b in/nbdev_merge' in (tmp_path / ".git" / "config").read_text() and not list(home.iterdir())
 
 
+def jupyter_config(folder: Path) -> SimpleNamespace:
+    "What the written configuration sets."
+    hooks.jupyter_hook(folder / "env")
+    config = SimpleNamespace(ContentsManager=SimpleNamespace(), ServerApp=SimpleNamespace())
+    exec((folder / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), {"c": config, "__name__": "config"})
+    return config
+
+
 def test_saved_notebooks_are_cleaned(tmp_path, monkeypatch):
     monkeypatch.setattr(hooks, "ROOT", tmp_path)
-    hooks.jupyter_hook(tmp_path / "env")
-    config = SimpleNamespace(ContentsManager=SimpleNamespace())
-    exec((tmp_path / "env" / "etc" / "jupyter" / "jupyter_server_config.py").read_text(), {"c": config})
+    config = jupyter_config(tmp_path)
     for folder, kept in ((tmp_path / "nbs", set()), (tmp_path.parent, {"junk"})):       # in the project, and outside it
         content = {**json.loads(NOTEBOOK % "1"), "metadata": {"junk": 1}}
         config.ContentsManager.pre_save_hook(model={"type": "notebook", "content": content}, path="/a.ipynb",
                                              contents_manager=SimpleNamespace(root_dir=str(folder)))
         assert set(content["metadata"]) == kept
+
+
+def test_opened_notebooks_are_not_modified(tmp_path, monkeypatch):
+    "JupyterLab sets the kernel and its language in a notebook, and calls it modified unless these are there already."
+    from jupyter_client.manager import start_new_kernel
+
+    monkeypatch.setattr(hooks, "ROOT", tmp_path / "project")
+    for folder in ("project", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.ipynb").write_text(NOTEBOOK % "1")
+    manager = jupyter_config(tmp_path).ServerApp.contents_manager_class(root_dir=str(tmp_path))
+    def opened(path): return asyncio.run(manager.get(path))["content"]["metadata"]
+    kernel, client = start_new_kernel(kernel_name="python3")
+    try: language = client.kernel_info(reply=True, timeout=60)["content"]["language_info"]
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
+    spec = kernel.kernel_spec
+    want = {"kernelspec": {"name": "python3", "display_name": spec.display_name, "language": spec.language}, "language_info": language}
+    assert opened("project/a.ipynb") == want and "language_info" not in opened("other/a.ipynb")
+    assert asyncio.run(manager.get("project"))["type"] == "directory"
+    assert asyncio.run(manager.get("project/a.ipynb", content=False))["content"] is None
+    assert (tmp_path / "project" / "a.ipynb").read_text() == NOTEBOOK % "1"

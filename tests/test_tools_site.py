@@ -9,6 +9,7 @@ import pytest
 
 import build_site
 import check_site
+import plain
 import readme
 
 
@@ -33,7 +34,7 @@ def site(folder: Path, **pages: str) -> list[str]:
     '<a href="b.html">x</a>', '<a href="b.html#top">x</a>', '<a href="#top">x</a>', '<a href="./?q=1">x</a>',
     '<a href="https://example.org/">outside</a>', '<a href="mailto:x@example.org">x</a>', "costs $5 and $6",
     '<pre>$$ @fig-x \\frac ::: </pre>', '<code>\\int</code>', '<span class="math inline">\\(\\frac12\\)</span>',
-    '<p>a<br>b</p><img src="data:image/png;base64,AA"><div class="math">$$ \\sum $$<b>x</b></div>'])
+    '<p>a<br>b</p><img src="data:image/png;base64,AA" alt="a bump"><div class="math">$$ \\sum $$<b>x</b></div>'])
 def test_good_pages_have_no_problems(tmp_path, body):
     assert site(tmp_path, index=body, b="") == []
 
@@ -42,7 +43,8 @@ def test_good_pages_have_no_problems(tmp_path, body):
     ('<a href="c.html">x</a>', "no file c.html"),
     ('<a href="b.html#none">x</a>', "no anchor b.html#none"),
     ('<a href="#none">x</a>', "no anchor #none"),
-    ('<img src="figure.png">', "no file figure.png"),
+    ('<img src="figure.png" alt="">', "no file figure.png"),
+    ('<img src="data:image/png;base64,AA">', "picture without a description"),
     ('<script src="https://cdn.example.org/x.js"></script>', "loads https://cdn.example.org/x.js"),
     ('<script src="//cdn.example.org/x.js"></script>', "loads //cdn.example.org/x.js"),
     ('<link rel="stylesheet" href="https://cdn.example.org/x.css">', "loads https://cdn.example.org/x.css"),
@@ -138,6 +140,44 @@ def test_vendored_libraries_replace_the_network(tmp_path):
     assert (tmp_path / "site" / "t.css").read_text() == "body{}"
 
 
+def test_contents_and_keyboard(tmp_path):
+    "The table of contents shows characters, not TeX; what scrolls sideways can be reached without a mouse."
+    for name in ("katex", "mermaid"): (tmp_path / "libs" / name).mkdir(parents=True)
+    page = tmp_path / "site" / "a.html"
+    page.parent.mkdir()
+    page.write_text('<body><a href="#x" id="toc-x" class="nav-link">Why R \\to \\infty</a><pre>\\infty</pre></body>')
+    build_site.vendor(tmp_path / "site", tmp_path / "libs")
+    text = page.read_text()
+    assert ">Why R → ∞</a><pre>\\infty</pre>" in text and "e.tabIndex = 0" in text.partition("<script>")[2]
+
+
+def test_search_is_readable(tmp_path):
+    index = tmp_path / "search.json"
+    index.write_text(json.dumps([{"href": "a.html", "title": "a", "section": "\\kappa", "text": r"\kappa \le 1, re.sub(r'\s', '\n')"}]))
+    build_site.readable_search(index)
+    assert json.loads(index.read_text()) == [{"href": "a.html", "title": "a", "section": "κ", "text": r"κ ≤ 1, re.sub(r'\s', '\n')"}]
+
+
+def test_outputs_are_described_and_repeat_nothing():
+    before = [cell("# Page\n\n## Taps\n\nThe *filter* $\\kappa \\le \\frac{1}{2}$ of a [line](a.ipynb). Drawn.\n\n$$ x $$", "markdown"), cell("f()")]
+    picture = build_site.shown({"data": {"image/png": "AA\n", "text/plain": "<Figure>"}}, before)
+    assert picture["data"] == {"text/html": '<img src="data:image/png;base64,AA" class="img-fluid" alt="The filter κ ≤ 1/2 of a line. Drawn.">'}
+    rest = [cell("$$ x $$\n\nand so on. " + "Here is a line. " * 30, "markdown")]
+    assert plain.described(rest) == " ".join(["Here is a line."] * 15) and plain.described([]) == "figure"
+    doc = "---\n\n[source](https://x.org/a.py#L1){target=\"_blank\"}\n\n### %s\n\ntext"
+    for name, heading in (("Taps", ""), ("Taps.filter", "### Taps.filter\n\n")):
+        out = build_site.shown({"data": {"text/markdown": doc % name}}, before)
+        assert out["data"]["text/markdown"] == f"---\n\n{heading}text"
+    stream = {"output_type": "stream", "text": "a"}
+    assert build_site.shown(stream, before) == stream
+
+
+@pytest.mark.parametrize("tex, text", [
+    (r"R \to \infty", "R → ∞"), (r"\int_0^x e^{-(x-y)}\,dy", "∫_0^x e^-(x-y) dy"), (r"\tfrac12 \mathrm{Var}", "1/2 Var"),
+    (r"\Lambda^\tau \log x", "Λ^τ log x"), (r"\cos\omega", "cosω"), ("a {b}", "a {b}")])
+def test_maths_as_text(tex, text): assert plain.without_tex(tex) == text
+
+
 # --- readme
 
 def processed(cfg, *cells: dict) -> Path:
@@ -156,7 +196,7 @@ def test_readme_text_and_figures(cfg):
         {**cell("#| echo: false\nplot()"), "outputs": [png]}, {**cell("print()"), "outputs": [out]}, cell("#| include: false\nx"))
     text, figures = readme.make(notebook, cfg)
     assert text == ("# Kit\n\nOne line\n\n[fft](nbs/operator/40_fft.ipynb) [page](nbs/operator/40_fft.ipynb) [lic](LICENSE) [a](#a) [o](https://o.org)\n\n"
-                    "```mermaid\nflowchart LR\n```\n\n![](index_files/figure-1.png)\n\n```python\nprint()\n```\n\n```\na\nb\n```\n")
+                    "```mermaid\nflowchart LR\n```\n\n![fft page lic a o](index_files/figure-1.png)\n\n```python\nprint()\n```\n\n```\na\nb\n```\n")
     assert figures == {"figure-1.png": b"\x89PNG\r\n"}
 
 

@@ -66,6 +66,12 @@ def run(tmp_path, monkeypatch, capfd):
     return command
 
 
+def only(folder):
+    "The folder of the one run of `heights/linear` with seed 0."
+    found, = Path(folder).glob("heights-linear-s0-*")
+    return found
+
+
 # --- a metric and a loss of one's own
 
 @pytest.mark.parametrize("metric, arrow, better", [("error", "↓", min), ("r2", "↑", max)])
@@ -77,15 +83,15 @@ def test_regression_is_trained_selected_and_shown(run, metric, arrow, better):
     assert record.validation[metric] == better(e[metric] for e in record.curve) != record.curve[0][metric]
     assert record.selection["step"] == better(record.curve, key=lambda e: e[metric])["step"]
     assert f"{metric} {record.test[metric]:.4f} on test" in out
-    assert f"test {metric} {record.test[metric]:.4f}" in run("eval runs/heights-linear-s0")[1]
+    assert f"test {metric} {record.test[metric]:.4f}" in run(f"eval {only('runs')}")[1]
     assert f"| heights | linear | {metric} {arrow} | {record.test[metric]:.4f} |" in run("results results --format markdown")[1]
-    json.dumps(torch.load("runs/heights-linear-s0/best.ckpt", weights_only=True)["recipe"])       # names and numbers alone
+    json.dumps(torch.load(only("runs") / "best.ckpt", weights_only=True)["recipe"])       # names and numbers alone
 
 
 def test_loss_and_metric_are_those_of_all_targets(tmp_path):
     "The last batch of the test split has 2 points, the others 24."
     record = fit(REGRESSION, out=tmp_path, results=None, quiet=True)
-    model, items = load_model(tmp_path / "heights-linear-s0"), Heights().splits()["test"]
+    model, items = load_model(only(tmp_path)), Heights().splits()["test"]
     with torch.no_grad(): off = model(torch.stack([i["x"] for i in items])) - torch.stack([i["target"] for i in items])
     assert record.test["error"] == pytest.approx(off.abs().mean().item(), rel=1e-5)
     assert record.test["loss"] == pytest.approx(off.square().mean().item(), rel=1e-5)
@@ -118,7 +124,7 @@ def planted(tmp_path):
     "A checkpoint whose recipe names something else"
     fit(REGRESSION, out=tmp_path / "runs", results=None, quiet=True)
     def plant(part, name):
-        saved = torch.load(tmp_path / "runs/heights-linear-s0/best.ckpt", weights_only=True)
+        saved = torch.load(only(tmp_path / "runs") / "best.ckpt", weights_only=True)
         saved["recipe"][part]["class"] = name
         torch.save(saved, tmp_path / "planted.ckpt")
         return tmp_path / "planted.ckpt"

@@ -7,6 +7,7 @@ Notebooks are not run: their saved outputs are shown. Where Quarto is installed,
 """
 import argparse
 import ast
+import html
 import json
 import os
 import posixpath
@@ -17,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 import check_site
+import plain
 import readme
 from readme import joined, page_name
 
@@ -30,6 +32,12 @@ HIDE = re.compile(r"^#\|\s*hide\b", re.M)
 SHOW_DOC = re.compile(r"^show_doc\(", re.M)
 IMPORTS = (ast.Import, ast.ImportFrom)
 NOTEBOOK_LINK = re.compile(r"(\]\()([^)\s#]+)")
+SOURCE_LINK = re.compile(r"^\[source\]\([^)]*\)(\{[^}]*\})?\n+", re.M)
+HEADING = re.compile(r"^#+ +(.+?) *$", re.M)
+IN_CONTENTS = re.compile(r'(<a [^>]*\bid="toc-[^>]*>)([^<]+)(?=</a>)')
+SCROLL = "pre, table, .math.display"                                  # what may be wider than the page
+KEYBOARD = f"""<script>addEventListener("load", () => document.querySelectorAll("{SCROLL}").forEach(
+  e => {{ if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; }}));</script>"""
 
 
 def statements(cell: dict) -> list[ast.stmt]:
@@ -107,6 +115,23 @@ def source_after_docs(cells: list[dict]) -> list[dict]:
     return out[:-1]
 
 
+def shown(out: dict, before: list[dict]) -> dict:
+    """A saved output for the site: a picture says what it shows, and documentation repeats nothing.
+
+    The code stands below it, so there is no link to it; and where the page has a heading of the same name, no second one.
+    """
+    data = out.get("data", {})
+    if "image/png" in data:
+        source = f"data:image/png;base64,{joined(data['image/png']).strip()}"
+        return out | {"data": {"text/html": f'<img src="{source}" class="img-fluid" alt="{html.escape(plain.described(before))}">'}}
+    if "text/markdown" in data:
+        headings = {h.strip("`") for c in before if c["cell_type"] == "markdown" for h in HEADING.findall(joined(c["source"]))}
+        text = SOURCE_LINK.sub("", joined(data["text/markdown"]))
+        text = re.sub(r"\A(---\n\n)#+ (\S+)\n\n", lambda m: m[1] if m[2] in headings else m[0], text)
+        return out | {"data": data | {"text/markdown": text}}
+    return out
+
+
 def stage_notebook(source: Path, folder: str, cfg) -> str:
     "A processed notebook as smalldocs should read it."
     site = f"{cfg.doc_host.rstrip('/')}/{cfg.doc_baseurl.strip('/')}/"
@@ -116,6 +141,8 @@ def stage_notebook(source: Path, folder: str, cfg) -> str:
         if cell["cell_type"] == "markdown": text = relink(text, folder, f"{cfg.git_url}/blob/{cfg.branch}")
         if cell["cell_type"] == "raw": text = re.sub(r"^output-file:.*\n", "", text, flags=re.M)
         cell["source"] = text
+    for i, cell in enumerate(cells := notebook["cells"]):
+        if "outputs" in cell: cell["outputs"] = [shown(out, cells[:i]) for out in cell["outputs"]]
     notebook["cells"] = source_after_docs(notebook["cells"])
     return json.dumps(notebook)
 
@@ -144,8 +171,17 @@ def vendor(site: Path, libs: Path) -> None:
         up = "../" * (len(page.relative_to(site).parts) - 1) + "site_libs"
         text = KATEX_CDN.sub(f"{up}/katex", page.read_text(encoding="utf-8"))
         text = MERMAID_CDN.sub(lambda m: f'<script src="{up}/mermaid/mermaid.min.js"></script><script>{m[1]}</script>', text)
-        page.write_text(text, encoding="utf-8")
+        text = IN_CONTENTS.sub(lambda m: m[1] + plain.without_tex(m[2]), text)
+        page.write_text(text.replace("</body>", f"{KEYBOARD}</body>"), encoding="utf-8")
     for css in site.rglob("*.css"): css.write_text(WEB_FONT.sub("", css.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def readable_search(index: Path) -> None:
+    "Maths in the search's texts and titles as characters."
+    entries = json.loads(index.read_text(encoding="utf-8"))
+    for entry in entries:
+        for key in ("title", "section", "text"): entry[key] = plain.signs(entry[key])
+    index.write_text(json.dumps(entries, ensure_ascii=False), encoding="utf-8")
 
 
 def render(cfg, staged: Path) -> list[str]:
@@ -154,6 +190,7 @@ def render(cfg, staged: Path) -> list[str]:
 
     warnings = build(staged, quiet=True).warnings
     vendor(staged / cfg.doc_path.name, cfg.config_path / "vendor")
+    readable_search(staged / cfg.doc_path.name / "search.json")
     shutil.rmtree(cfg.doc_path, ignore_errors=True)
     shutil.move(staged / cfg.doc_path.name, cfg.doc_path)
     return warnings

@@ -1,6 +1,7 @@
 """Check a built site without a browser: `python tools/check_site.py _docs`.
 
-Reported are files loaded from another host, links and anchors that lead nowhere, and maths or references left as text.
+Reported are files loaded from another host, links and anchors that lead nowhere, maths or references left as text, and
+pictures that do not say what they show.
 """
 import html
 import re
@@ -32,6 +33,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.prose: list[str] = []
+        self.mute: list[str] = []          # pictures without a description
         self._open: list[bool] = []        # for each open element: does it start or lie in verbatim text?
         self._tags: list[str] = []
         self.feed(text)
@@ -43,6 +45,7 @@ class Page(HTMLParser):
         if tag == "a" and "name" in a: self.ids.add(a["name"])
         self.links += [a[k] for k in ("href", "src") if k in a]
         if "src" in a: self.loads.append(a["src"])
+        if tag == "img" and "alt" not in a: self.mute.append(a.get("src", "")[:60])
         if tag == "link" and LOADING_RELS & set(a.get("rel", "").split()): self.loads.append(a.get("href", ""))
         if tag in VOID: return
         inside = bool(self._open and self._open[-1])
@@ -76,6 +79,7 @@ def page_problems(file: Path, page: Page, pages: dict[Path, Page]) -> list[str]:
     "What is wrong with one page."
     found = [f"loads {u}" for u in page.loads if OUTSIDE.match(u)]
     found += filter(None, (link_problem(u, file, pages) for u in page.links))
+    found += [f"picture without a description: {src}" for src in page.mute]
     prose = "".join(page.prose)
     for kind, pattern in LEFTOVER.items(): found += [f"{kind}: {m}" for m in pattern.findall(prose)]
     return list(dict.fromkeys(found))

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import yaml
 
+from plain import described, joined
+
 FIGURES = "index_files"                                        # the folder of README's pictures, beside README.md
 LINK = re.compile(r"""(\]\(|\b(?:src|href)=")([^)\s"]+)""")    # target of a Markdown link or picture, or of an HTML one
 SUFFIX = {"image/png": "png", "image/svg+xml": "svg", "image/jpeg": "jpg"}
-
-
-def joined(lines: list[str] | str) -> str:
-    "Notebook text, which is stored as one string or as a list of lines."
-    return lines if isinstance(lines, str) else "".join(lines)
 
 
 def page_name(notebook: str) -> str:
@@ -40,23 +37,23 @@ def local_links(text: str, cfg) -> str:
     return LINK.sub(relink, text)
 
 
-def output_markdown(out: dict, figures: dict[str, bytes]) -> str:
-    "Markdown for one saved output; a picture is added to `figures` under its file name."
+def output_markdown(out: dict, figures: dict[str, bytes], before: list[dict]) -> str:
+    "Markdown for one saved output; a picture is added to `figures` under its file name, and described by the cells before."
     data = out.get("data", {})
     for mime, suffix in SUFFIX.items():
         if mime in data:
             name = f"figure-{len(figures) + 1}.{suffix}"
             content = joined(data[mime])
             figures[name] = content.encode() if suffix == "svg" else base64.b64decode(content)
-            return f"![]({FIGURES}/{name})"
+            return f"![{described(before)}]({FIGURES}/{name})"
     if "text/markdown" in data: return joined(data["text/markdown"]).strip()
     if "<table" in joined(data.get("text/html", "")): return joined(data["text/html"]).strip()
     text = joined(out.get("text", data.get("text/plain", ""))).rstrip()
     return f"```\n{text}\n```" if text else ""
 
 
-def cell_markdown(cell: dict, figures: dict[str, bytes], cfg) -> list[str]:
-    "The README blocks of one processed cell."
+def cell_markdown(cell: dict, figures: dict[str, bytes], before: list[dict], cfg) -> list[str]:
+    "The README blocks of one processed cell, after others."
     source = joined(cell["source"])
     if cell["cell_type"] == "raw":
         front = yaml.safe_load(source.strip().strip("-"))
@@ -67,14 +64,14 @@ def cell_markdown(cell: dict, figures: dict[str, bytes], cfg) -> list[str]:
     code = re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip()
     shown = [f"```python\n{code}\n```"] if code and options.get("echo") is not False else []
     if options.get("output") is False: return shown
-    return shown + [output_markdown(out, figures) for out in cell.get("outputs", [])]
+    return shown + [output_markdown(out, figures, before) for out in cell.get("outputs", [])]
 
 
 def make(notebook: Path, cfg) -> tuple[str, dict[str, bytes]]:
     "README's text and its figures by file name, from the index notebook as nbdev processed it."
     figures: dict[str, bytes] = {}
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
-    blocks = [block for cell in cells for block in cell_markdown(cell, figures, cfg)]
+    blocks = [block for i, cell in enumerate(cells) for block in cell_markdown(cell, figures, cells[:i], cfg)]
     return "\n\n".join(b.strip() for b in blocks if b.strip()) + "\n", figures
 
 

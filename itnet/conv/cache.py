@@ -6,38 +6,134 @@
 __all__ = ['KEPT', 'cached_spectra', 'keeping', 'kept']
 
 # %% ../../nbs/conv/10_cache.ipynb #imports
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, is_dataclass
 import torch
+import torch.nn as nn
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
+from torch.autograd import forward_ad
+from torch.nn.modules import module as hooks
 
 # %% ../../nbs/conv/10_cache.ipynb #kept
-_kept: dict | None = None
+_kept: ContextVar[list | None] = ContextVar('kept', default=None)
 KEPT = 64               # results that are kept at most; the oldest go
 
 @contextmanager
 def cached_spectra():
-    "Keep filters and their spectra from call to call, for inference: nothing is kept where gradients are recorded."
-    global _kept
-    before, _kept = _kept, {}
+    """Keep filters and their spectra from call to call, for inference: nothing is kept where gradients are recorded.
+
+    Results are those without it. A kept one is used where all that it was made from is the same, bit by bit; filters
+    made by classes of others than `torch.nn` and this package, which may read what nobody knows of, are made each time.
+    """
+    token = _kept.set([])
     try: yield
-    finally: _kept = before
+    finally: _kept.reset(token)
 
 def keeping() -> bool:
     "Whether results are kept now."
-    return _kept is not None and not torch.is_grad_enabled()
+    if torch.compiler.is_compiling() or _kept.get() is None or torch.is_grad_enabled(): return False
+    if get_interpreter_stack() is not None or forward_ad._current_level >= 0: return False
+    if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack(): return False
+    return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 # %% ../../nbs/conv/10_cache.ipynb #kept-results
-def _state(x) -> Hashable:
-    "What tells an object, or another content of the same tensor, from others."
-    if not isinstance(x, Tensor): return id(x)
-    return x.data_ptr(), x.shape, x.stride(), 0 if x.is_inference() else x._version
+class _Unknown(Exception): "Something whose content cannot be told."
+
+_OWN = frozenset(nn.Module().__dict__)                   # what every module has
+_HOOKS = '_forward_hooks', '_forward_pre_hooks'
+_VALUES = type(None), bool, int, float, complex, str, torch.dtype, torch.device, torch.layout
+
+def _value(x) -> tuple:
+    "A plain value, or a tuple, list or frozen dataclass of such, as what tells it from every other."
+    kind = type(x)
+    if kind in _VALUES: return kind, repr(x)                       # 1, 1.0 and True are equal, and NaN is not NaN
+    if kind in (tuple, list, torch.Size): return kind, *map(_value, x)
+    if is_dataclass(x) and kind.__dataclass_params__.frozen:
+        return kind, *(_value(getattr(x, f.name)) for f in fields(x))
+    raise _Unknown
+
+def _add_module(m: nn.Module, facts: list, tensors: list) -> None:
+    "Add what a module is and holds, and its submodules."
+    kind = type(m)
+    if kind.__module__.split('.')[0] != 'itnet' and not kind.__module__.startswith('torch.nn.'): raise _Unknown
+    if any(m.__dict__[name] for name in _HOOKS): raise _Unknown
+    facts += [kind, m.training]
+    own = {name: x for name, x in m.__dict__.items() if name not in _OWN}
+    for name, x in (*m._parameters.items(), *m._buffers.items(), *m._modules.items(), *own.items()):
+        facts.append(name)
+        _add_content(x, facts, tensors)
+
+def _add_content(x, facts: list, tensors: list) -> None:
+    "Add a tensor, a module or a plain value."
+    if isinstance(x, nn.Module): _add_module(x, facts, tensors)
+    elif not isinstance(x, Tensor): facts.append(_value(x))
+    elif type(x) in (Tensor, nn.Parameter) and x.layout == torch.strided and not (x.is_meta or x.is_quantized):
+        facts += [x.dtype, x.device, x.shape]
+        tensors.append(x)
+    else: raise _Unknown
+
+# %% ../../nbs/conv/10_cache.ipynb #settings
+def _settings() -> list:
+    "What PyTorch is told about how to compute."
+    if hooks._global_forward_hooks or hooks._global_forward_pre_hooks: raise _Unknown
+    casts = [(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ('cpu', 'cuda')]
+    return [*casts, torch.get_default_dtype(), torch.get_float32_matmul_precision()]
+
+def _content(of: tuple) -> tuple[tuple, list[Tensor]]:
+    "Facts and tensors, which together are all that something is made from."
+    facts, tensors = _settings(), []
+    for x in of: _add_content(x, facts, tensors)
+    return tuple(facts), tensors
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+def _bits(t: Tensor) -> Tensor:
+    "A tensor as whole numbers, so that NaN is the same as NaN, and 0 is not -0."
+    t = t.detach().resolve_conj().resolve_neg()
+    if t.is_complex(): t = torch.view_as_real(t)
+    return t.view(_BITS[t.itemsize])
+
+def _same(a: list[Tensor], b: list[Tensor]) -> bool: return all(torch.equal(_bits(x), _bits(y)) for x, y in zip(a, b))
+
+# %% ../../nbs/conv/10_cache.ipynb #find
+@dataclass(frozen=True)
+class _Kept:
+    "A result, and all that it was made from."
+    facts: tuple
+    tensors: list[Tensor]               # copies
+    value: Tensor | list[Tensor]
+    writes: list[int]
+
+def _parts(value: Tensor | list[Tensor]) -> list[Tensor]: return [value] if isinstance(value, Tensor) else value
+
+def _writes(value) -> list[int]: return [t._version for t in _parts(value)]
+
+def _randomness(tensors: list[Tensor]) -> list[Tensor]:
+    "States of the generators that may be drawn from."
+    devices = {t.device for t in tensors if t.is_cuda}
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in devices)]
 
 def kept(key: tuple, of: tuple, make: Callable):
-    "make(), or what it returned before for the same key, objects and versions of tensors, if results are kept."
+    "make() of tensors, modules and plain values, or what it returned for the same: a tensor, or a list of them."
     if not keeping(): return make()
-    state = key, tuple(map(_state, of))
-    if state not in _kept:
-        while len(_kept) >= KEPT: del _kept[next(iter(_kept))]
-        _kept[state] = of, make()
-    return _kept[state][1]
+    try: facts, tensors = _content((key, *of))
+    except _Unknown: return make()
+    for entry in _kept.get():
+        if entry.facts == facts and _same(entry.tensors, tensors) and entry.writes == _writes(entry.value):
+            return entry.value
+    return _made(facts, tensors, (key, *of), make)
+
+def _made(facts: tuple, tensors: list[Tensor], of: tuple, make: Callable):
+    "make(), which is kept where it depends on nothing else, and changes nothing."
+    copies, random = [t.clone() for t in tensors], _randomness(tensors)
+    with torch.inference_mode(False), torch.no_grad(): value = make()
+    held = {t.untyped_storage().data_ptr() for t in tensors}
+    if any(t.is_inference() or t.untyped_storage().data_ptr() in held for t in _parts(value)): return value
+    now, after = _content(of)
+    if now == facts and _same(copies, after) and _same(random, _randomness(tensors)):
+        del _kept.get()[:len(_kept.get()) + 1 - KEPT]
+        _kept.get().append(_Kept(facts, copies, value, _writes(value)))
+    return value

@@ -9,13 +9,15 @@ __all__ = ['gated_conv', 'gated_fft_conv', 'fft_conv']
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch._C._functorch import TransformType, get_interpreter_stack
-from .fft import check_conv, convolve
+from torch._C._functorch import get_interpreter_stack, is_legacy_batchedtensor
+from .derivatives import (forward_mode, plain_form, second_derivative, split_tangents, sum_of_gradients,
+                                    sum_of_results)
+from .fft import check_conv
+from .mapped import vmap_conv, vmap_conv_backward
 from .run import run_conv, run_conv_backward
-from .workspace import count_terms
 
 # %% ../../nbs/conv/40_op.ipynb #register
-_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
+_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, SymInt[] origin, bool[] ring, str method'
 
 def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
 
@@ -28,76 +30,6 @@ def _shape(x, k, pre, post, origin, ring, method): return torch.empty_like(x)
 def _shapes_back(g, x, k, pre, post, origin, ring, method):
     return tuple(_nothing(x) if t is None else torch.empty_like(t) for t in (x, k, pre, post))
 
-def _save_factors(ctx, inputs, output):
-    *tensors, ctx.origin, ctx.ring, ctx.method = inputs
-    ctx.save_for_backward(*tensors)
-
-def _wanted(grads, need) -> list[Tensor | None]: return [d if n else None for d, n in zip(grads, need)]
-
-def _first_derivative(ctx, g):
-    "The first derivative."
-    grads = torch.ops.itnet.gated_conv_backward(g, *ctx.saved_tensors, ctx.origin, ctx.ring, ctx.method)
-    return *_wanted(grads, ctx.needs_input_grad), None, None, None
-
-# %% ../../nbs/conv/40_op.ipynb #second
-def _plain_form(x: Tensor, k: Tensor, pre: Tensor | None, post: Tensor | None, origin, ring) -> Tensor:
-    "Σ_r post_r ⊙ (k_r ∗ (pre_r ⊙ x)) by operations that autograd differentiates."
-    term = lambda t, r: t[:, :, r % t.shape[2]].unsqueeze(2)
-    y = []
-    for r in range(count_terms(k, pre, post)):
-        z = x if pre is None else x * term(pre, r)
-        z = convolve(z, k[:, r % k.shape[1]].unsqueeze(1), tuple(origin), tuple(ring))
-        y.append(z if post is None else z * term(post, r))
-    return sum(y).to(x.dtype)
-
-def _second_derivative(ctx, *gs):
-    "The second derivative, that of the first by autograd."
-    g, *tensors = ctx.saved_tensors
-    there = [t for t in tensors if t is not None]
-    with torch.enable_grad():
-        leaves = [t.detach().requires_grad_() for t in (g, *there)]
-        own = iter(leaves[1:])
-        y = _plain_form(*(None if t is None else next(own) for t in tensors), ctx.origin, ctx.ring)
-        first = torch.autograd.grad(y, leaves[1:], leaves[0], create_graph=True)
-        given = [d for d, t in zip(gs, tensors) if t is not None]
-        second = iter(torch.autograd.grad(first, leaves, given, allow_unused=True))
-    return (next(second), *(None if t is None else next(second) for t in tensors), None, None, None)
-
-# %% ../../nbs/conv/40_op.ipynb #vmap
-def _into_batch(info, tensors: list[Tensor | None], dims: list[int | None]) -> list[Tensor | None]:
-    "Tensors with the mapped axis folded into the batch. All share the filters, which come last but two."
-    size = lambda t, dim: t.shape[1 if dim == 0 else 0]                                  # of the batch that is there
-    filters = len(tensors) - 3
-    wide = max(size(t, dim) for i, (t, dim) in enumerate(zip(tensors, dims)) if t is not None and i != filters)
-    fold = lambda t, i: t[0] if i == filters else t.expand(-1, wide, *t.shape[2:]).flatten(0, 1)
-    mapped = [_mapped_first(info, t, dim) for t, dim in zip(tensors, dims)]
-    return [None if t is None else fold(t, i) for i, t in enumerate(mapped)]
-
-def _into_groups(info, tensors: list[Tensor | None], dims: list[int | None]) -> list[Tensor | None]:
-    "Tensors with the mapped axis folded into the groups. The filters, which have no batch, come last but two."
-    filters = len(tensors) - 3
-    fold = lambda t, i: t.flatten(0, 1) if i == filters else t.movedim(0, 1).flatten(1, 2)
-    mapped = [_mapped_first(info, t, dim) for t, dim in zip(tensors, dims)]
-    return [None if t is None else fold(t, i) for i, t in enumerate(mapped)]
-
-def _mapped_first(info, t: Tensor | None, dim: int | None) -> Tensor | None:
-    if t is None: return None
-    return t.unsqueeze(0).expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
-
-# %% ../../nbs/conv/40_op.ipynb #vmap-rules
-def _vmap(info, dims, x, k, pre, post, *rest):
-    groups = dims[1] is not None
-    fold = _into_groups if groups else _into_batch
-    y = torch.ops.itnet.gated_conv(*fold(info, [x, k, pre, post], dims), *rest)
-    axis = 1 if groups else 0
-    return y.unflatten(axis, (info.batch_size, -1)), axis
-
-def _vmap_back(info, dims, g, x, k, pre, post, *rest):
-    grads = torch.ops.itnet.gated_conv_backward(*_into_groups(info, [g, x, k, pre, post], dims), *rest)
-    axes = [0 if i == 1 else 1 for i in range(len(grads))]                 # where x, k, pre and post have their groups
-    apart = [d.unflatten(axis, (info.batch_size, -1)) if d.numel() else d for d, axis in zip(grads, axes)]
-    return tuple(apart), tuple(axis if d.numel() else None for d, axis in zip(grads, axes))
-
 # %% ../../nbs/conv/40_op.ipynb #autocast
 def _autocast(device: str):
     "The operation under autocast on a kind of device."
@@ -108,31 +40,16 @@ def _autocast(device: str):
             return torch.ops.itnet.gated_conv(low(x), k, low(pre), low(post), *rest)
     return run
 
-# %% ../../nbs/conv/40_op.ipynb #library
-def _register() -> torch.library.Library:
-    "Make the two operations known to PyTorch."
-    lib = torch.library.Library('itnet', 'FRAGMENT')
-    exact = getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order)        # before torch 2.7
-    lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(exact,))
-    lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(exact,))
-    forward = 'gated_conv', run_conv, _shape, _first_derivative, _vmap
-    backward = 'gated_conv_backward', _op_backward, _shapes_back, _second_derivative, _vmap_back
-    for name, run, shapes, gradient, vmap in (forward, backward):
-        for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
-        torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)
-        torch.library.register_autograd(f'itnet::{name}', gradient, setup_context=_save_factors, lib=lib)
-        torch.library.register_vmap(f'itnet::{name}', vmap, lib=lib)
-    for device in ('cpu', 'cuda'): lib.impl('gated_conv', _autocast(device), f'Autocast{device.upper()}')
-    return lib
-
-if not hasattr(torch.ops.itnet, 'gated_conv'): _library = _register()        # once in a process
-
 # %% ../../nbs/conv/40_op.ipynb #eager
+def _of_numbers(t: Tensor) -> bool:
+    "Whether t is a piece of memory, and nothing else."
+    return type(t) in (Tensor, Parameter) and not t.is_meta and not is_legacy_batchedtensor(t)
+
 def _eager(*tensors: Tensor | None) -> bool:
     "Whether nothing but autograd has to see a call."
-    if torch.compiler.is_compiling() or get_interpreter_stack() is not None: return False
+    if torch.compiler.is_compiling() or get_interpreter_stack() is not None or forward_mode(): return False
     if torch._C._len_torch_dispatch_stack(): return False
-    if not all(t is None or type(t) in (Tensor, Parameter) and not t.is_meta for t in tensors): return False
+    if not all(t is None or _of_numbers(t) for t in tensors): return False
     return not torch.is_autocast_enabled(tensors[0].device.type)
 
 _AXES = 1, 0, 1, 1        # where x, k, pre and post have their channels
@@ -151,13 +68,15 @@ def _each(turn, tensors, last: bool | None) -> list[Tensor | None]:
     return [turn(t, last, axis) for t, axis in zip(tensors, _AXES)]
 
 # %% ../../nbs/conv/40_op.ipynb #eager-node
+def _wanted(grads, need) -> list[Tensor | None]: return [d if n else None for d, n in zip(grads, need)]
+
 class _GatedConv(torch.autograd.Function):
-    "x, k, pre, post as in the operation (last is None), or with channels last or first."
+    "x, k, pre, post as in the operation (last is None), or with channels last or first; computed by `run`."
     @staticmethod
-    def forward(ctx, last, x, k, pre, post, *rest):
+    def forward(ctx, run, last, x, k, pre, post, *rest):
         ctx.save_for_backward(x, k, pre, post)
         ctx.last, ctx.rest = last, rest
-        return _out(run_conv(*_each(_in, (x, k, pre, post), last), *rest), last)
+        return _out(run(*_each(_in, (x, k, pre, post), last), *rest), last)
 
     @staticmethod
     def backward(ctx, g):
@@ -165,13 +84,89 @@ class _GatedConv(torch.autograd.Function):
         alone = not torch.is_grad_enabled() and _eager(g, *tensors)
         run = run_conv_backward if alone else torch.ops.itnet.gated_conv_backward
         grads = run(_in(g, last), *_each(_in, tensors, last), *ctx.rest)
-        return None, *_each(_out, _wanted(grads, ctx.needs_input_grad[1:]), last), None, None, None
+        return None, None, *_each(_out, _wanted(grads, ctx.needs_input_grad[2:]), last), None, None, None
 
-# %% ../../nbs/conv/40_op.ipynb #func
-def _differentiates() -> bool:
-    "Whether a transform of torch.func other than vmap is active."
-    stack = None if torch.compiler.is_compiling() else get_interpreter_stack()
-    return any(level.key() != TransformType.Vmap for level in stack or ())
+# %% ../../nbs/conv/40_op.ipynb #derivatives
+def _below_autograd(op):
+    "An operation as it runs where autograd does not see it."
+    def run(*args):
+        with torch._C._AutoDispatchBelowAutograd(): return op(*args)
+    return run
+
+class _Gradients(torch.autograd.Function):
+    "Gradients of x, k, pre and post, as the operation returns them."
+    @staticmethod
+    def forward(ctx, *args):
+        *tensors, origin, ring, method = args
+        ctx.save_for_backward(*tensors)
+        ctx.rest = origin, ring, method
+        ctx.set_materialize_grads(False)
+        return _below_autograd(torch.ops.itnet.gated_conv_backward)(*args)
+
+    @staticmethod
+    def backward(ctx, *given):
+        g, *factors = ctx.saved_tensors
+        return *_wanted(second_derivative(g, factors, given, ctx.rest), ctx.needs_input_grad), None, None, None
+
+# %% ../../nbs/conv/40_op.ipynb #seen
+class _GatedConvForward(_GatedConv):
+    "The convolution of tensors that carry tangents."
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_forward(*args[2:6])
+        return _GatedConv.forward(ctx, *args)
+
+    @staticmethod
+    def jvp(ctx, run, last, *given):
+        factors = split_tangents(ctx.saved_tensors)[0]
+        return sum_of_results(factors, given[:len(factors)], ctx.rest)
+
+class _GradientsForward(_Gradients):
+    "Gradients where tensors carry tangents."
+    @staticmethod
+    def forward(ctx, *args):
+        ctx.save_for_forward(*args[:5])
+        return _Gradients.forward(ctx, *args)
+
+    @staticmethod
+    def jvp(ctx, *given):
+        g, *factors = split_tangents(ctx.saved_tensors)[0]
+        dots = sum_of_gradients(g, factors, given[:5], ctx.rest)
+        zero = lambda t: _nothing(g) if t is None else torch.zeros_like(t)
+        return tuple(zero(t) if dot is None else dot for t, dot in zip(factors, dots))
+
+# %% ../../nbs/conv/40_op.ipynb #differentiable
+def _carry_tangents(tensors) -> bool: return any(t is not None for t in split_tangents(tensors)[1])
+
+def _differentiable(x, k, pre, post, *rest) -> Tensor:
+    "The operation as autograd sees it."
+    if get_interpreter_stack() is not None: return plain_form(x, k, pre, post, *rest[:2])
+    node = _GatedConvForward if _carry_tangents((x, k, pre, post)) else _GatedConv
+    return node.apply(_below_autograd(torch.ops.itnet.gated_conv), None, x, k, pre, post, *rest)
+
+def _differentiable_back(g, x, k, pre, post, *rest) -> tuple[Tensor, ...]:
+    "Its gradients as autograd sees them."
+    node = _GradientsForward if _carry_tangents((g, x, k, pre, post)) else _Gradients
+    return node.apply(g, x, k, pre, post, *rest)
+
+# %% ../../nbs/conv/40_op.ipynb #library
+def _register() -> torch.library.Library:
+    "Make the two operations known to PyTorch."
+    lib = torch.library.Library('itnet', 'FRAGMENT')
+    exact = getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order)        # before torch 2.7
+    lib.define(f'gated_conv({_SIGNATURE}) -> Tensor', tags=(exact,))
+    lib.define(f'gated_conv_backward(Tensor g, {_SIGNATURE}) -> (Tensor, Tensor, Tensor, Tensor)', tags=(exact,))
+    forward = 'gated_conv', run_conv, _shape, _differentiable, vmap_conv
+    backward = 'gated_conv_backward', _op_backward, _shapes_back, _differentiable_back, vmap_conv_backward
+    for name, run, shapes, seen, vmap in (forward, backward):
+        for key in ('CPU', 'CUDA', 'MPS'): lib.impl(name, run, key)
+        lib.impl(name, seen, 'Autograd')
+        torch.library.register_fake(f'itnet::{name}', shapes, lib=lib)
+        torch.library.register_vmap(f'itnet::{name}', vmap, lib=lib)
+    for device in ('cpu', 'cuda'): lib.impl('gated_conv', _autocast(device), f'Autocast{device.upper()}')
+    return lib
+
+if not hasattr(torch.ops.itnet, 'gated_conv'): _library = _register()        # once in a process
 
 # %% ../../nbs/conv/40_op.ipynb #gated-conv
 def gated_conv(x: Tensor,                         # (B, G, C, *S): C channels share filters and gates
@@ -183,8 +178,7 @@ def gated_conv(x: Tensor,                         # (B, G, C, *S): C channels sh
                method: str = 'auto'               # one of METHODS, 'triton', or the cheapest
               ) -> Tensor:                        # (B, G, C, *S), in the dtype and layout of x
     "Σ_r post_r ⊙ (k_r ∗ (pre_r ⊙ x)), the form that rules use. Arguments are not checked."
-    if _eager(x, k, pre, post): return _GatedConv.apply(None, x, k, pre, post, origin, ring, method)
-    if _differentiates(): return _plain_form(x, k, pre, post, origin, ring)
+    if _eager(x, k, pre, post): return _GatedConv.apply(run_conv, None, x, k, pre, post, origin, ring, method)
     return torch.ops.itnet.gated_conv(x, k, pre, post, list(origin), list(ring), method)
 
 def _gate_like(gate: Tensor | None, u: Tensor, name: str) -> Tensor | None:
@@ -214,8 +208,9 @@ def gated_fft_conv(u: Tensor,                                # (B, *S, D), one t
     origin = check_conv(u, k, origin, channels_last)
     if torch.float64 in (u.dtype, k.dtype): u = u.double()
     pre, post, ring = _gate_like(pre, u, 'pre'), _gate_like(post, u, 'post'), (False,) * len(origin)
-    if _eager(u, k, pre, post): return _GatedConv.apply(channels_last, u, k, pre, post, origin, ring, method)
-    return _out(gated_conv(*_each(_in, (u, k, pre, post), channels_last), origin, ring, method), channels_last)
+    rest = origin, ring, method
+    if _eager(u, k, pre, post): return _GatedConv.apply(run_conv, channels_last, u, k, pre, post, *rest)
+    return _out(gated_conv(*_each(_in, (u, k, pre, post), channels_last), *rest), channels_last)
 
 # %% ../../nbs/conv/40_op.ipynb #fft-conv
 def fft_conv(u: Tensor,                                # (B, *S, D), one to three spatial axes

@@ -17,6 +17,7 @@ from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
+from ..measure.sizes import decide, example, symbolic
 from .precision import HALF, promoted, single
 from .structure import Decay, Factors, Structure
 
@@ -47,7 +48,7 @@ class Kernel(nn.Module):
 
     def right(self, measure: Measure, u: Tensor | None):
         "What it needs of u at the inputs."
-        if self._own_matrix: return self.matrix(measure, u)
+        if self._own_matrix: return _square_of(self, measure, self.matrix(measure, u))
 
     def values(self, pairs: Pairs, left, right) -> Tensor:
         "(B|1, H, T|1, C, M): K on these pairs, zero outside the support. Segments are the caller's concern."
@@ -93,6 +94,16 @@ def entries(pairs: Pairs,
     batch = torch.broadcast_shapes(rows.shape[:3], column.shape[:3])
     return rows.expand(*batch, -1, -1).gather(-1, column.expand(*batch, -1, -1))
 
+# %% ../../nbs/kernel/10_base.ipynb #fitting
+def _square_of(kernel: Kernel, measure: Measure, K: Tensor) -> Tensor:
+    "A matrix of one's own. ValueError unless it is (B|1, H|1, N, N)."
+    shape = tuple(K.shape) if isinstance(K, Tensor) else None
+    if shape is None or len(shape) != 4 or shape[1] not in (1, kernel.heads) or shape[2:] != (measure.n, measure.n):
+        what = f'of shape {shape}' if shape is not None else f'that is a {type(K).__name__}'
+        raise ValueError(f'{type(kernel).__name__} gives a matrix {what}: '
+                         f'expected (B or 1, {kernel.heads} or 1, {measure.n}, {measure.n})')
+    return K
+
 # %% ../../nbs/kernel/10_base.ipynb #matrix
 @patch
 def matrix(self: Kernel,
@@ -104,11 +115,12 @@ def matrix(self: Kernel,
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
     self.structure.check(measure, at)
     pairs, dtype = Pairs.all(measure, at), next((p.dtype for p in self.parameters()), None)
-    kernel = promoted(self) if dtype in HALF else self
+    half = dtype in HALF and (u is None or u.dtype in HALF)
+    kernel = promoted(self) if half else self
     left, right = read(kernel, measure, single(u), at, single(u_at))
     K, same = kernel.values(pairs, left, right), pairs.same()
     K = (K if same is None else K * same).squeeze(2)
-    return K.to(dtype) if dtype in HALF else K
+    return K.to(dtype) if half else K
 
 def read(kernel: Kernel, measure: Measure, u: Tensor | None, at: Measure | None = None, u_at: Tensor | None = None):
     "What the kernel needs of u, (left, right); what is missing at points of weight zero is not read."
@@ -182,9 +194,18 @@ def strips(kernel: Kernel, measure: Measure, batch: int,
     shape = (at or measure).shape
     points = measure.n * ((at or measure).n // shape[0])                      # pairs that a row of the first axis meets
     per_row = max(1, batch) * kernel.heads * kernel.work(measure.regular and at is None) * points
+    if symbolic(per_row, *shape): return _equal_strips(measure, shape, per_row, at)
     size = max(1, min(shape[0], TILE // per_row))
     if size == shape[0]: return [Pairs.all(measure, at)]
     return [Pairs.strip(measure, i, min(size, shape[0] - i), support, at) for i in range(0, shape[0], size)]
+
+def _equal_strips(measure: Measure, shape: tuple[int, ...], per_row: int, at: Measure | None) -> list[Pairs]:
+    "As many strips as the example needs, or up to twice as many, whole rows of the matrix each."
+    n, count = shape[0], 1 << (-(-example(per_row * shape[0]) // TILE) - 1).bit_length()
+    if count == 1 and decide(per_row * n <= TILE): return [Pairs.all(measure, at)]
+    count = min(count, example(n))
+    decide(per_row * n <= count * TILE)             # else a graph would hold more than `TILE`: compile another
+    return [Pairs.strip(measure, n * i // count, n * (i + 1) // count - n * i // count, None, at) for i in range(count)]
 
 def over_strips(f,                            # pairs -> (B, H, rows, d)
                 parts: list[Pairs]) -> Tensor:
@@ -194,7 +215,7 @@ def over_strips(f,                            # pairs -> (B, H, rows, d)
 
 def batch_size(*parts) -> int:
     "The largest leading axis in nested tuples of tensors; 1 if there are none."
-    return max([1, *[len(x) if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None]])
+    return max([1, *[x.shape[0] if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None]])
 
 # %% ../../nbs/kernel/10_base.ipynb #given
 @patch

@@ -16,6 +16,7 @@ from ..measure.measure import Measure, per_axis
 from ..conv.cache import kept
 from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
+from ..measure.sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel
 
@@ -44,7 +45,7 @@ class Stationary(Kernel):
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
         "On a grid, κ at every lag that occurs, (1, H, 1, *L)."
         where = 'right', measure.shape, measure.spacing, measure.periodic
-        return kept(where, (self, *self.parameters()), lambda: self.at_lags(measure)) if measure.regular else None
+        return kept(where, (self,), lambda: self.at_lags(measure)) if measure.regular else None
 
     def at_lags(self, measure: Measure) -> Tensor:
         "What is looked up by lag: κ, or something it follows from (`kappa`)."
@@ -66,7 +67,7 @@ class Stationary(Kernel):
     def factors(self, measure: Measure, left, right, box: Box) -> Factors:
         make = lambda: self._on_lags(measure, right, box)
         where = 'kappa', measure.shape, measure.spacing, measure.periodic, box
-        return Factors(None, kept(where, (self, *self.parameters()), make), None, box)
+        return Factors(None, kept(where, (self, right), make), None, box)
 
     def _on_lags(self, measure: Measure, right: Tensor | None, box: Box) -> Tensor:
         "κ on the lags of `box`, (H, 1, *L)."
@@ -75,7 +76,7 @@ class Stationary(Kernel):
         if any(measure.periodic):                   # lags may wrap; of an infinite support, each to its nearest
             have = support if is_finite(support) else there
             return on_box(self.filter(have, measure.spacing), have, box, measure).unsqueeze(1)
-        if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)):
+        if right is None or not all(surely(a >= lo) and surely(b <= hi) for (a, b), (lo, hi) in zip(box, there)):
             return self.filter(box, measure.spacing).unsqueeze(1)
         some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already
         return self.kappa(right[(0, slice(None), slice(None), *some)])

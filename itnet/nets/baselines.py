@@ -88,7 +88,10 @@ class BasicBlock(nn.Module):
         if dim != out or stride > 1: self.skip = nn.Sequential(conv(dim, out, 1, stride, bias=False), norm(out))
         nn.init.zeros_(self.branch[-1].weight)      # each block starts as the identity (Goyal et al. 2017)
 
-    def forward(self, x: Tensor) -> Tensor: return F.relu(self.skip(x) + self.branch(x))
+    def forward(self, x: Tensor) -> Tensor:
+        # torch 2.13: the gradient of a strided 1 × 1 convolution writes beyond its memory, if few channels come last
+        same = isinstance(self.skip, nn.Identity)
+        return F.relu(self.skip(x if same else x.contiguous()) + self.branch(x))
 
 # %% ../../nbs/nets/30_baselines.ipynb #resnet
 def check_stages(owner: str, dim: int, depth: tuple[int, ...]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import smaller
 from ..kernel.structure import CAUSAL
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import core
@@ -30,7 +31,8 @@ def _seen(pairs: Pairs, support: Box | None, device) -> Tensor:
 
 def _log_weights(pairs: Pairs, mask: Tensor, like: Tensor) -> Tensor:
     "The mask with the logarithms of weights, in float32 at least, if some are neither 0 nor 1."
-    if torch.compiler.is_compiling() or not (pairs.measure.mask == pairs.measure.weight).all():
+    unread = torch.compiler.is_compiling() or like.is_meta            # then the weights cannot be looked at
+    if unread or not (pairs.measure.mask == pairs.measure.weight).all():
         log = pairs.column_weight(torch.promote_types(like.dtype, torch.float32), like.device).mT
         return torch.where(log > 0, log, 1.).log().masked_fill(~mask, -torch.inf)
     return mask
@@ -57,7 +59,8 @@ def _needs_no_mask(measure: Measure, support: Box | None) -> bool:
 # %% ../../nbs/rule/15_attend.ipynb #attend
 class AttendRule(Rule):
     "A softmax of dot products by fused attention: O(N²) operations, O(N) numbers held."
-    name, elsewhere, half, remedy = 'attend', True, ('integrate',), 'compose the kernel as ExpDot(…).restrict(…).normalise()'
+    name, elsewhere, half = 'attend', True, ('integrate',)
+    remedy = 'compose the kernel as ExpDot(…).restrict(…).normalise()'
     ways = {'attend': Way('fused attention', 2.3e10, 6e-4)}
 
     def missing(self, kernel, measure, at=None, mixing=None):
@@ -67,7 +70,7 @@ class AttendRule(Rule):
     def cost(self, kernel: Kernel, measure: Measure, channels: int) -> Cost:
         _, f, _ = per_pair(kernel, measure, channels)
         points, pairs = kernel.heads * measure.n, kernel.heads * measure.n**2
-        mask = 0 if _needs_no_mask(measure, kernel.structure.support) else min(pairs, TILE)
+        mask = 0 if _needs_no_mask(measure, kernel.structure.support) else smaller(pairs, TILE)
         return Cost('attend', pairs * 2 * (f + channels),
                     BYTES * (points * (f + channels) * (1 + measure.n / 512) + 2 * mask),
                     BYTES * (points * 2 * (f + channels) + mask))
@@ -77,7 +80,7 @@ class AttendRule(Rule):
         left, right = read(kernel, measure, u, at, u_at)
         support, parts = kernel.structure.support, [Pairs.all(measure, at)]
         if not _needs_no_mask(measure, support) or support is not None and not (measure.regular and at is None):
-            parts = strips(kernel, measure, max(len(v), batch_size(left, right)), at, support)
+            parts = strips(kernel, measure, batch_size(v, left, right), at, support)
         return over_strips(lambda pairs: _attention(pairs, support, left, right, v), parts)
 
 attend = AttendRule()

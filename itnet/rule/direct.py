@@ -15,8 +15,9 @@ from ..conv.fft import direct_conv, holding_zero
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import surely
 from ..kernel.base import Kernel, read
-from ..kernel.compose import core
+from ..kernel.compose import core, weights_to_sum
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking, per_pair, whole_rows
 from .dense import on_pairs
@@ -40,7 +41,8 @@ class DirectRule(Rule):
                   at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:
         left, right = read(kernel, measure, u)
         if not _same_everywhere(kernel, measure):
-            return on_pairs(kernel, Pairs.near(measure, kernel.structure.support), left, right, v)
+            near = Pairs.near(weights_to_sum(kernel, measure), kernel.structure.support)
+            return on_pairs(kernel, near, left, right, v)
         box = lag_box(measure, kernel.structure.support)
         taps = kernel.factors(measure, left, right, box).kappa.sum(1).expand(v.shape[1], *box_shape(box))
         if measure.weight is not None: v = v * measure.weight.to(v.dtype).flatten(1)[:, None, :, None]
@@ -91,12 +93,17 @@ def mix(self: DirectRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: M
     (box, apart, weights), p = kernel.correlation(measure), measure.ndim
     padding, rings = [0] * p, measure.periodic or (False,) * p
     for axis, ((lo, hi), ring, r) in enumerate(zip(box, rings, mixing.rows)):
-        before, after = hi - r[0], r[-1] - lo - (x.shape[3 + axis] - 1)            # points needed beyond both ends
-        if not ring and 0 <= before and after <= before < after + r.step: padding[axis] = before
+        n, before = x.shape[3 + axis], hi - r.first
+        after = r.last - lo - (n - 1)                                             # points needed beyond both ends
+        if lo < hi and not ring and before >= 0 and surely((n + 2 * before - (hi - lo) - 1) // r.step + 1 == r.count):
+            padding[axis] = before
         else: x = _extend(x, 3 + axis, before, after, ring)
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
-    weights, every = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs)), tuple(r.step for r in mixing.rows)       # (G·O, C, *L)
-    y = conv(x.flatten(1, 2), weights, None, every, tuple(padding), apart, mixing.groups)
+    weights = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs))                                  # (G·O, C, *L)
+    every = [r.step for r in mixing.rows]
+    for axis, (lo, hi) in enumerate(box):          # one tap reads nothing between; torch 2.13 fails at it
+        if lo == hi: x, every[axis] = x[(slice(None),) * (3 + axis) + (slice(None, None, every[axis]),)], 1
+    y = conv(x.flatten(1, 2), weights, None, tuple(every), tuple(padding), apart, mixing.groups)
     return y.unflatten(1, (mixing.groups, -1))
 
 def _extend(x: Tensor, axis: int, before: int, after: int, ring: bool) -> Tensor:

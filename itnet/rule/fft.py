@@ -8,6 +8,7 @@ __all__ = ['fft', 'with_factors', 'FftRule', 'packed_rows']
 # %% ../../nbs/rule/30_fft.ipynb #imports
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from weakref import WeakKeyDictionary
 import torch
 from fastcore.basics import patch
@@ -18,12 +19,15 @@ from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
+from ..measure.sizes import example, larger, smaller
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
-from ..kernel.compose import Normalised, core, safe
+from ..kernel.compose import Normalised, core, safe, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
+from .resolution import resolved
 
 # %% ../../nbs/rule/30_fft.ipynb #by-fft
 def _gated(x: Tensor, f: Factors, measure: Measure) -> Tensor:
@@ -42,23 +46,25 @@ def _low_rank(x: Tensor, f: Factors) -> Tensor:
 
 def _integral_of_one(v: Tensor, f: Factors, measure: Measure) -> Tensor:
     "Σ_j K(i, j) w_j of the constant 1, (B|1, H, N, 1), in float32 at least."
-    batch = next((len(t) for t in (f.phi, f.psi) if t is not None and len(t) != 1), 1)
+    batch = next((t.shape[0] for t in (f.phi, f.psi) if t is not None and t.shape[0] != 1), 1)
     dtype = torch.promote_types(v.dtype, torch.float32)
     one = torch.ones((), dtype=dtype, device=v.device).expand(batch, v.shape[1], measure.n, 1)
     phi, psi = (None if t is None else t.to(dtype) for t in (f.phi, f.psi))
-    with torch.autocast(v.device.type, enabled=False): return _gated(one, Factors(phi, f.kappa, psi, f.box), measure)
+    with without_autocast(v): return _gated(one, Factors(phi, f.kappa, psi, f.box), measure)
 
 # %% ../../nbs/rule/30_fft.ipynb #with-factors
 def with_factors(run: Callable,                # v (B, H, N, d), its factors and a measure without segments -> like v
                  kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor) -> Tensor:
-    "run of a separable × stationary kernel on a line, or on one row per segment of a packed one."
-    left, right = read(kernel, measure, u)
-    if measure.segments is None: return run(v, weighted_factors(kernel, measure, left, right, v.dtype), measure)
+    "run of a separable × stationary kernel, normalised or not, on a line, or on one row per segment of a packed one."
+    inner = core(kernel)
+    left, right = read(inner, measure, u)
+    if measure.segments is None:
+        return run(v, weighted_factors(inner, weights_to_sum(kernel, measure), left, right, v.dtype), measure)
     rows, turn = unpack(measure, len(v)), lambda x: x.transpose(1, 2)
     def take(x):                               # (B|1, H, N|1, d) -> (R, H, L, d)
         return None if x is None else turn(rows.take(turn(x.expand(len(v), -1, measure.n, -1))))
-    f = kernel.factors(measure, left, right, lag_box(rows.measure, kernel.structure.support))
-    w = rows.measure.weight.to(v.dtype)[:, None, :, None]
+    f = inner.factors(measure, left, right, lag_box(rows.measure, inner.structure.support))
+    w = weights_to_sum(kernel, rows.measure).weight.to(v.dtype)[:, None, :, None]
     f = Factors(take(f.phi), f.kappa, w if f.psi is None else take(f.psi) * w, f.box)
     return turn(rows.put(turn(run(take(v), f, rows.measure)), turn(v)))
 
@@ -84,39 +90,41 @@ class FftRule(Rule):
         def run(v: Tensor, f: Factors, measure: Measure) -> Tensor:
             if not isinstance(kernel, Normalised): return _gated(v, f, measure)
             return _normalised(v, f, measure, core(kernel).structure.hollow)
-        return with_factors(run, core(kernel), measure, u, v)
+        return with_factors(run, kernel, measure, u, v)
 
 fft = FftRule()
 
 def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -> Tensor:
     "The integral divided by that of the constant 1, zero where a row sees nothing."
-    if f.phi is not None: f.phi = f.phi / safe(f.phi.sum(-1, keepdim=True))  # its scale cancels, so it must not round
+    phi = f.phi
+    # its scale cancels, so it must not round
+    if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
     y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
-    if f.kappa is not None:                                                          # below this it is rounding
-        z = z.clamp_min(torch.finfo(z.dtype).eps * z.detach().amax(2, keepdim=True))
-    y = y / safe(z)
+    y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
-_PACKED = WeakKeyDictionary()          # what `packed_rows` counted
+_PACKED = WeakKeyDictionary()          # segments, and what `packed_rows` counted in them
 
 def packed_rows(measure: Measure) -> tuple[float, int]:
     "How many rows a batch element becomes, one per segment, and how long they are; while compiling, the row as it is."
     if measure.segments is None or torch.compiler.is_compiling(): return 1, measure.n
-    if measure not in _PACKED:
+    segments, counts = _PACKED.get(measure, (None, None))
+    if segments is None or not torch.equal(segments, measure.segments):
         index = unpack(measure, measure.batch).index
-        _PACKED[measure] = len(index) / measure.batch, index.shape[1]
-    return _PACKED[measure]
+        counts = len(index) / measure.batch, index.shape[1]
+        _PACKED[measure] = measure.segments.clone(), counts
+    return counts
 
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:
     "Numbers of a row that is padded for one transform."
     lags = zip(shape, lag_box(measure, support), measure.periodic)
-    return math.prod([n if ring else fast_size(n + min(max(hi, -lo), n - 1)) for n, (lo, hi), ring in lags])
+    return math.prod([n if ring else fast_size(n + smaller(larger(hi, -lo), n - 1)) for n, (lo, hi), ring in lags])
 
 def _transform_operations(size: float) -> float:
     "Operations of a transform of so many real numbers."
-    return 2.5 * size * math.log2(size)
+    return 2.5 * size * math.log2(example(size))
 
 @patch
 def describe(self: FftRule, cost: Cost, kernel: Kernel, measure: Measure, rows: int) -> str:

@@ -17,7 +17,7 @@ from ..measure.pairs import Pairs
 from ..kernel import base as kernels
 from ..kernel.structure import Structure
 from ..kernel.base import Kernel, batch_size, over_strips, read
-from ..kernel.compose import Normalised, Restricted, safe
+from ..kernel.compose import Normalised, Restricted, safe, weights_to_sum
 from ..kernel.stationary import Stationary
 from .base import BYTES, Cost, Rule, Way, per_pair, whole_rows
 
@@ -128,6 +128,7 @@ def integrate(self: MonteCarloRule, kernel: Kernel, measure: Measure,
     "ValueError for too few samples, or a proposal that would bias the estimate."
     proposal = _checked_proposal(kernel, measure, samples, proposal, return_variance).to(v.device)
     left, right = read(kernel, measure, u, at, u_at)
+    measure = weights_to_sum(kernel, measure)
     batch, rows = batch_size(left, right) if len(v) == 1 else len(v), (at or measure).n
     chance = _uniform((batch, rows, samples), generator, v.device)
     index, share = draw(proposal, measure, kernel.structure.support, chance, at)

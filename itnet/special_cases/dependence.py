@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 # %% ../../nbs/special_cases/60_dependence.ipynb #owners
+def _storage_key(x: Tensor) -> int | None: return x.untyped_storage()._cdata if x.layout == torch.strided else None
+
 class Owners:
     "The index of the point that each number in memory belongs to, -1 for none."
     def __init__(self): self.known = {}              # storage -> itself, so that it stays alive, and an owner per byte
@@ -19,19 +21,20 @@ class Owners:
     def _bytes(self, x: Tensor) -> Tensor:           # (*x.shape, bytes of a number)
         size = x.element_size()
         stride = [size * s for s in x.stride()]
-        return self.known[x.untyped_storage()._cdata][1].as_strided((*x.shape, size), (*stride, 1),
+        return self.known[_storage_key(x)][1].as_strided((*x.shape, size), (*stride, 1),
                                                                     size * x.storage_offset())
 
     def __getitem__(self, x: Tensor) -> Tensor | None:
         "Owners, (*x.shape); None if nothing of it belongs to a point."
-        if x.layout != torch.strided or x.untyped_storage()._cdata not in self.known: return None
+        if _storage_key(x) not in self.known: return None
         owner = self._bytes(x)[..., 0]
         return owner.clone() if (owner >= 0).any() else None
 
     def __setitem__(self, x: Tensor, owner: Tensor) -> None:
+        if _storage_key(x) is None: return
         storage = x.untyped_storage()
         nobody = torch.full((storage.nbytes(),), -1, dtype=torch.int32, device=x.device)
-        self.known.setdefault(storage._cdata, (storage, nobody))
+        self.known.setdefault(_storage_key(x), (storage, nobody))
         self._bytes(x).copy_(owner[..., None])
 
 # %% ../../nbs/special_cases/60_dependence.ipynb #other
@@ -75,18 +78,12 @@ class Operation:
     @property
     def is_view(self) -> bool:
         "Whether all that it returns is memory of its arguments, as it was."
-        memory = {x.untyped_storage()._cdata for x in self.leaves if isinstance(x, Tensor)}
-        return not self.written and all(x.untyped_storage()._cdata in memory for x in self.results)
+        memory = {_storage_key(x) for x in self.leaves if isinstance(x, Tensor)}
+        return not self.written and all(_storage_key(x) in memory for x in self.results)
 
 # %% ../../nbs/special_cases/60_dependence.ipynb #again
 @patch
-def versions(self: Operation, owners: dict[int, Tensor]) -> list[dict[int, Tensor]]:
-    "Numbers for the arguments that have owners: as they are, larger, smaller."
-    same = {i: self.before[i].clone() for i in owners}
-    return [same] + [{i: other_numbers(x, up, i) for i, x in same.items()} for up in (True, False)]
-
-@patch
-def again(self: Operation, owners, version, chosen: Tensor      # (n,), by point
+def again(self: Operation, owners: dict[int, Tensor], version: dict[int, Tensor], chosen: Tensor      # (n,), by point
          ) -> list[Tensor | None]:
     "The results with the numbers of a version at the chosen points. None where the operation refuses them."
     leaves = [x.clone() if i in self.written else x for i, x in enumerate(self.before)]
@@ -96,15 +93,23 @@ def again(self: Operation, owners, version, chosen: Tensor      # (n,), by point
     except (RuntimeError, IndexError, ValueError): return [None] * len(self.results)
 
 @patch
+def versions(self: Operation, owners: dict[int, Tensor]) -> tuple[list[Tensor], list[dict[int, Tensor]]]:
+    "The results with nothing chosen, and the arguments that have owners with larger numbers and with smaller ones."
+    others = [{i: other_numbers(self.before[i], up, i) for i in owners} for up in (True, False)]
+    nobody = torch.zeros(_count(owners), dtype=torch.bool, device=next(iter(owners.values())).device)
+    still = self.again(owners, others[0], nobody)              # the same numbers in the same layout: to the last bit
+    return [r if x is None else x for x, r in zip(still, self.results)], others
+
+@patch
 def moved(self: Operation, owners, versions, chosen: Tensor) -> list[Tensor]:
     "Which numbers of each result move if the numbers of the chosen points do."
-    same, *others = (self.again(owners, version, chosen) for version in versions)
-    still = [r if x is None else x for x, r in zip(same, self.results)]
-    return [torch.stack([_differs(x, y) for y in each]).any(0) for x, *each in zip(still, *others)]
+    still, others = versions
+    found = [self.again(owners, version, chosen) for version in others]
+    return [torch.stack([_differs(x, y) for y in each]).any(0) for x, *each in zip(still, *found)]
 
-# %% ../../nbs/special_cases/60_dependence.ipynb #read
 def _count(owners: dict[int, Tensor]) -> int: return 1 + max(int(owner.max()) for owner in owners.values())
 
+# %% ../../nbs/special_cases/60_dependence.ipynb #read
 @patch
 def read(self: Operation, owners: dict[int, Tensor]              # argument -> owners of its numbers
         ) -> list[tuple[Tensor, Tensor]]:

@@ -143,9 +143,14 @@ INTERFACE = [f'transformers.models.{name.split(".")[0]}.modeling_{name}' for nam
     'bert.BertSelfAttention', 'bert.BertCrossAttention', 'roberta.RobertaSelfAttention',
     'roberta.RobertaCrossAttention', 'electra.ElectraSelfAttention', 'electra.ElectraCrossAttention',
     'distilbert.DistilBertSelfAttention', 'bart.BartAttention', 't5.T5Attention', 'whisper.WhisperAttention',
-    'vit.ViTAttention', 'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention')]
+    'vit.ViTAttention', 'deit.DeiTAttention', 'dinov2.Dinov2Attention', 'clip.CLIPAttention', 'albert.AlbertAttention',
+    'xlm_roberta.XLMRobertaSelfAttention', 'xlm_roberta.XLMRobertaCrossAttention', 'modernbert.ModernBertAttention',
+    'gemma.GemmaAttention', 'mixtral.MixtralAttention', 'olmo.OlmoAttention', 'phi.PhiAttention', 'beit.BeitAttention',
+    'cohere.CohereAttention', 'stablelm.StableLmAttention', 'mbart.MBartAttention', 'pegasus.PegasusAttention',
+    'marian.MarianAttention', 'siglip.SiglipAttention', 'segformer.SegformerAttention', 'wav2vec2.Wav2Vec2Attention',
+    'hubert.HubertAttention', 'jamba.JambaAttention', 'bamba.BambaAttention')]
 
-@converts(*INTERFACE)
+@converts(*INTERFACE, stays=True)
 def with_integral(layer: nn.Module) -> nn.Module:
     "A layer that looks its attention up by name, with ours. It keeps its class."
     found = layer.config._attn_implementation

@@ -9,6 +9,7 @@ __all__ = ['layouts', 'outside']
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from itertools import product
 import torch
 import torch.nn as nn
 from fastcore.basics import patch
@@ -33,20 +34,21 @@ def _along(axes: tuple[int, ...], shape, index: Tensor | None = None) -> Tensor:
     if index is None: index = torch.arange(sizes.numel())
     return index.int().view(sizes).expand(shape)
 
+def _real(x: Tensor) -> bool: return x.is_floating_point() or x.is_complex()
+
 class _OtherLayout(Exception): "The points are not where they were taken to be."
 
 # %% ../../nbs/special_cases/65_points.ipynb #probe
 class _Probe(TorchDispatchMode):
     "Names operations that combine points, by the module that is being called, unless it is a special case."
-    def __init__(self, inputs, layout: int, checked: bool      # which of the `layouts`, and whether it is known to hold
-                ):
+    def __init__(self, inputs, layout: tuple[int, int], checked: bool):
         super().__init__()
         self.owners, self.calls, self.found = Owners(), [], Counter()
         self.paused, self.checked, self.seen = False, checked, False
         for x in tree_leaves(inputs):
             if not isinstance(x, Tensor) or x.numel() < 2: continue
-            axes = layouts(x)
-            self.owners[x] = _along(axes[min(layout, len(axes) - 1)], x.shape)
+            axes, which = layouts(x), layout[x.is_floating_point()]
+            self.owners[x] = _along(axes[min(which, len(axes) - 1)], x.shape)
             self.seen |= x.is_floating_point()
 
     def note(self, name: str) -> None:
@@ -59,7 +61,7 @@ class _Probe(TorchDispatchMode):
         if self.paused: return func(*args, **(kwargs or {}))
         done = Operation(func, args, kwargs or {})
         owned = {i: self.owners[x] for i, x in enumerate(done.leaves) if isinstance(x, Tensor)} if done.results else {}
-        owned = {i: owner for i, owner in owned.items() if owner is not None}
+        owned = _what({i: owner for i, owner in owned.items() if owner is not None}, done.leaves)
         if owned and not done.is_view: self.follow(done, owned)
         return done.out
 
@@ -68,28 +70,28 @@ class _Probe(TorchDispatchMode):
 def follow(self: _Probe, done: Operation, owned: dict[int, Tensor]) -> None:
     "Give what an operation returned its owners, and name it if it combines points."
     found = done.read(owned)
-    numbers = [r.is_floating_point() or r.is_complex() for r in done.results]
-    if any(number and several.any() for number, (_, several) in zip(numbers, found)): self.note(done.name)
-    for result, number, owner in zip(done.results, numbers, self.settled(done, owned, found)):
-        self.seen |= number and bool((owner >= 0).any())
+    numbers = [_real(r) for r in done.results]
+    several = [number and bool(more.any()) for number, (_, more) in zip(numbers, found)]
+    if any(several): self.note(done.name)
+    for k, result in enumerate(done.results):
+        owner = self.settled(done, owned, found, k) if several[k] else found[k][0]
+        self.seen |= numbers[k] and bool((owner >= 0).any())
         if (owner >= 0).any() or self.owners[result] is not None: self.owners[result] = owner
 
+def _what(owned: dict[int, Tensor], leaves: list) -> dict[int, Tensor]:
+    "Without the whole numbers that say where in the others."
+    where = [i for i in owned if not _real(leaves[i]) and leaves[i].dtype != torch.bool]
+    return owned if len(where) == len(owned) else {i: owner for i, owner in owned.items() if i not in where}
+
 @patch
-def settled(self: _Probe, done: Operation, owned: dict[int, Tensor], found: list) -> list[Tensor]:
-    "The owners of each result, where several points were combined, too."
-    if not any(several.any() for _, several in found): return [owner for owner, _ in found]
+def settled(self: _Probe, done: Operation, owned: dict[int, Tensor], found: list, k: int) -> Tensor:
+    "The owners of the k-th result, which combines several points."
+    owner, several = found[k]
     for i in owned if len(owned) > 1 else ():
-        alone = done.read({i: owned[i]})
-        if any(several.any() for _, several in alone): continue
-        if all((a >= 0).any() for (a, _), (_, several) in zip(alone, found) if several.any()):
-            return [torch.where(several, a, owner) for (a, _), (owner, several) in zip(alone, found)]
-    new, groups = [], None
-    for k, (owner, several) in enumerate(found):
-        alike = next((o for o in owned.values() if o.shape == owner.shape), None)
-        if several.any() and alike is None: groups = groups or done.groups(owned)
-        if several.any(): owner = groups[k] if alike is None else torch.where(several, alike, owner)
-        new.append(owner)
-    return new
+        alone, more = done.read({i: owned[i]})[k]
+        if not more.any() and (alone >= 0).any(): return torch.where(several, alone, owner)
+    alike = next((o for o in owned.values() if o.shape == owner.shape), None)
+    return done.groups(owned)[k] if alike is None else torch.where(several, alike, owner)
 
 # %% ../../nbs/special_cases/65_points.ipynb #integrals
 @patch
@@ -136,13 +138,15 @@ def points_of(self: _Probe, v: Tensor, axes: tuple[int, ...]) -> Tensor | None:
 
 @patch
 def own(self: _Probe, y: Tensor, axes: tuple[int, ...], points: Tensor | None) -> None:
-    "Let the values of an integral belong to these points, or to new ones. So does a point that belonged to nobody."
-    shape = [y.shape[axis] for axis in axes]
-    if points is not None and list(points.shape) == shape:
+    """Let the values of an integral belong to these points, or to new ones, as for a point that belonged to nobody.
+
+    A single new point is none: its value is a constant to all others.
+    """
+    if points is not None and points.shape == y.shape[axes[0]:axes[-1] + 1]:
         new = points < 0
         points = points.masked_scatter(new, points.max() + 1 + torch.arange(int(new.sum())).to(points))
     else: points = None
-    self.owners[y] = _along(axes, y.shape, points)
+    if points is not None or y.shape[axes[0]:axes[-1] + 1].numel() > 1: self.owners[y] = _along(axes, y.shape, points)
     self.seen = True
 
 # %% ../../nbs/special_cases/65_points.ipynb #modules
@@ -180,7 +184,10 @@ def _looking():
         with torch.random.fork_rng(), torch.no_grad(): yield
     finally: torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
-def _followed(model: nn.Module, args: tuple, kwargs: dict, layout: int, checked: bool) -> _Probe:
+def _followed(model: nn.Module, args: tuple, kwargs: dict,
+              layout: tuple[int, int],          # which of the `layouts` of whole numbers, and of real ones
+              checked: bool                     # whether it stands anyway
+             ) -> _Probe:
     "A model run under observation."
     probe, handles = _Probe((args, kwargs), layout, checked), []
     cases = [m for m in model.modules() if isinstance(m, SpecialCase)]
@@ -205,13 +212,15 @@ def outside(model: nn.Module, *args, **kwargs) -> dict[tuple[str, str], int]:
     """
     modes = {m: m.training for m in model.modules()}         # a look must not move the statistics of a normalisation
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    inputs = [[x for x in tensors if x.is_floating_point() == real] for real in (False, True)]
+    most = [max((len(layouts(x)) for x in these), default=1) for these in inputs]
     model.eval()
     try:
-        for layout in range(max((len(layouts(x)) for x in tensors), default=0)):
+        for layout in product(*map(range, most)):
             try: probe = _followed(model, args, kwargs, layout, False)
             except _OtherLayout: continue
             break
-        else: probe = _followed(model, args, kwargs, 0, True)
+        else: probe = _followed(model, args, kwargs, (0, 0), True)
     finally:
         for m, training in modes.items(): m.training = training
     if not probe.seen: raise ValueError('nothing moves with the example: give one whose points have different values')

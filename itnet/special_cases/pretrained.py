@@ -10,8 +10,9 @@ import re
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field
+import torch
 import torch.nn as nn
-from .case import LAYERS, SpecialCase, copied, covered, special_case
+from .case import OPEN, SpecialCase, copied, covered, integrals, special_case
 from .points import outside
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #left
@@ -26,7 +27,7 @@ LEFT = {kind: why for why, kinds in _WHY_LEFT.items() for kind in kinds}
 
 # names of layers that mix points, and of those that do so with a filter
 MIXES = re.compile(r'(Attention|Attn|Mixer|Mixing|Conv(Transpose)?\d?d?|Pool\d?d|Fold|Unfold|Upsample|RNN|LSTM|GRU|SSM'
-                   r'|Retention|Hyena|FourierTransform)$')
+                   r'|Retention|Hyena|FourierTransform|Recurrent(Block|Layer|Cell|Unit)?|[Ll]ru)$')
 LOCAL = re.compile(r'(Conv(Transpose)?\dd|Pool\dd)$')
 
 DOUBT = 'in part: whether its own code combines points, an example tells'
@@ -48,9 +49,6 @@ def _of(kinds, layer: nn.Module) -> bool:
     "Whether the class of a layer is among these, which are given as such or by name."
     return type(layer) in kinds or called(layer) in kinds
 
-def _converted_already(layer: nn.Module) -> bool:
-    return any(isinstance(m, SpecialCase) for m in (layer, getattr(layer, 'integral', None)))
-
 def _partly(layer: nn.Module) -> bool:
     "Whether of a layer that looks like a mixer of points only filters are in the table."
     known = [covered(m)[0] for m in layer.modules()]
@@ -59,26 +57,33 @@ def _partly(layer: nn.Module) -> bool:
 
 # %% ../../nbs/special_cases/70_pretrained.ipynb #look
 def look(model: nn.Module, keep: tuple = ()) -> Conversion:
-    "What a conversion would do. Outermost first: what is inside a known layer is not looked at."
+    "What a conversion would do. Outermost first: what a special case takes over is not looked at."
     found = Conversion()
     def known(layer): return covered(layer)[0] or isinstance(layer, SpecialCase) or _of(keep, layer)
 
     def visit(path: str, layer: nn.Module) -> None:
-        if _converted_already(layer): return
+        if isinstance(layer, SpecialCase): return
         name, (base, own) = called(layer), covered(layer)
         remedy = f'if it acts on one point, or may stay as it is, pass keep=({name!r},)'
+        scripted = 'scripted ' * isinstance(layer, torch.jit.ScriptModule)
         why = next((LEFT[kind] for kind in type(layer).__mro__ if kind in LEFT), None)
         if _of(keep, layer): found.left[path] = (name, 'kept on request')
-        elif base and not own: found.replaced[path] = name
+        elif isinstance(getattr(layer, 'integral', None), SpecialCase): inside(path, layer)
+        elif base and not own:
+            found.replaced[path] = name
+            if base in OPEN: inside(path, layer)
         elif base:
             found.refused[path] = f'{name} overrides {", ".join(own)} of {base.rsplit(".", 1)[-1]}; {remedy}'
         elif why: found.left[path] = (name, why)
         elif MIXES.search(name) and not any(map(known, layer.modules())):
-            found.refused[path] = f'{name} is not covered; {remedy}'
+            found.refused[path] = f'{scripted}{name} is not covered; {remedy}'
         else:
             if _partly(layer): found.left[path] = (name, DOUBT)
-            for child, module in layer._modules.items():
-                if module is not None: visit(f'{path}.{child}'.lstrip('.'), module)
+            inside(path, layer)
+
+    def inside(path: str, layer: nn.Module) -> None:
+        for child, module in layer._modules.items():
+            if module is not None: visit(f'{path}.{child}'.lstrip('.'), module)
     visit('', model)
     return found
 
@@ -128,6 +133,9 @@ def _converted(path: str, layer: nn.Module, found: Conversion) -> nn.Module:
 def _observed(model: nn.Module, example: tuple | dict) -> None:
     "Report what combines points outside of the integrals of a converted model, in place of what was doubtful."
     found, seen = model.conversion, {}
+    for path, taken in integrals(model, example).items() if found.replaced else ():
+        path = path if path in found.replaced else path.removesuffix('.integral')
+        if not taken: found.left[path] = (found.replaced.pop(path), 'converted, and not called with the example')
     seen_by = outside(model, **example) if isinstance(example, dict) else outside(model, *example)
     for path, name in seen_by: seen.setdefault(path, []).append(name)
     found.left = {path: (name, why) for path, (name, why) in found.left.items() if why != DOUBT}
