@@ -6,7 +6,6 @@
 __all__ = ['TILE', 'Kernel', 'entries', 'read', 'strips', 'over_strips', 'batch_size']
 
 # %% ../../nbs/kernel/10_base.ipynb #imports
-import copy
 from collections.abc import Callable
 import torch
 import torch.nn as nn
@@ -18,7 +17,7 @@ from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
 from ..measure.sizes import decide, example, symbolic
-from .precision import HALF, promoted, single
+from .precision import HALF, promoted, shallow, single
 from .structure import Decay, Factors, Structure
 
 # %% ../../nbs/kernel/10_base.ipynb #kernel
@@ -221,8 +220,7 @@ def batch_size(*parts) -> int:
 @patch
 def given(self: Kernel, **tensors: Tensor) -> Kernel:
     "This kernel with tensors in place of its parameters. ValueError for a name it does not have, or another shape."
-    new = copy.copy(self)
-    new._parameters = dict(self._parameters)
+    new = shallow(self)
     for name, x in tensors.items():
         if name not in new._parameters:
             raise ValueError(f'{type(self).__name__} has no parameter {name!r}: choose from {list(self._parameters)}')
