@@ -13,7 +13,7 @@ from torch import Tensor
 from .measure.measure import Measure
 from .measure.missing import fill_missing
 from .kernel.base import Kernel
-from .kernel.precision import autocasts
+from .kernel.precision import autocasts, parameters_of
 from .kernel.content import Projection, merge_heads, split_heads
 from .rule import explain as plans
 from .rule.base import RULES, checked
@@ -48,7 +48,7 @@ def _check_heads(kernel: Kernel, measure: Measure, v: Tensor) -> Tensor:
 
 def _check_dtype(kernel: Kernel, v: Tensor) -> None:
     "ValueError unless values have the dtype of the kernel's parameters, autocast aside."
-    own = next((p.dtype for p in kernel.parameters()), v.dtype)
+    own = next((p.dtype for p in parameters_of(kernel)), v.dtype)
     if own != v.dtype and not autocasts(v):
         raise ValueError(f'values of dtype {v.dtype} do not fit a kernel of dtype {own}: convert one of them')
 

@@ -17,7 +17,7 @@ from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
 from ..measure.sizes import decide, example, symbolic
-from .precision import HALF, promoted, shallow, single
+from .precision import HALF, parameters_of, promoted, shallow, single
 from .structure import Decay, Factors, Structure
 
 # %% ../../nbs/kernel/10_base.ipynb #kernel
@@ -113,7 +113,7 @@ def matrix(self: Kernel,
           ) -> Tensor:
     "K as a dense tensor (B|1, H, N, N), zero between segments, so that y = matrix @ (w ⊙ v)."
     self.structure.check(measure, at)
-    pairs, dtype = Pairs.all(measure, at), next((p.dtype for p in self.parameters()), None)
+    pairs, dtype = Pairs.all(measure, at), next((p.dtype for p in parameters_of(self)), None)
     half = dtype in HALF and (u is None or u.dtype in HALF)
     kernel = promoted(self) if half else self
     left, right = read(kernel, measure, single(u), at, single(u_at))
@@ -131,6 +131,11 @@ def read(kernel: Kernel, measure: Measure, u: Tensor | None, at: Measure | None 
 def parts(self: Kernel) -> tuple[Kernel, ...]:
     "The kernels that this one is directly composed of, from left to right; none for a leaf."
     return tuple(k for k in self._modules.values() if isinstance(k, Kernel))
+
+@patch
+def kernels(self: Kernel) -> list[Kernel]:
+    "It, and all that it is composed of."
+    return [self] + [k for part in self.parts for k in part.kernels()]
 
 @patch
 def rebuild(self: Kernel, f: Callable[[Kernel], Kernel]) -> Kernel:

@@ -18,6 +18,7 @@ from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
 from ..measure.sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
+from .precision import parameters_of
 from .base import Kernel
 
 # %% ../../nbs/kernel/30_stationary.ipynb #stationary
@@ -35,12 +36,12 @@ class Stationary(Kernel):
         return self.of_lag(lag_grid(box, spacing, self._device))
 
     def work(self, regular):
-        return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in self.parameters()) // self.heads)
+        return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in parameters_of(self)) // self.heads)
 
     def mirrored(self): return self
 
     @property
-    def _device(self): return next((p.device for p in self.parameters()), None)
+    def _device(self): return next((p.device for p in parameters_of(self)), None)
 
     def right(self, measure: Measure, u: Tensor | None = None) -> Tensor | None:
         "On a grid, κ at every lag that occurs, (1, H, 1, *L)."

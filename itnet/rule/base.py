@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.missing import drop_uncounted
-from ..kernel.precision import in_single
+from ..kernel.precision import in_single, parameters_of
 from ..kernel.base import Kernel
 from ..kernel.compose import core
 from .reach import contained
@@ -50,13 +50,13 @@ def per_pair(kernel: Kernel, measure: Measure, channels: int) -> tuple[int, int,
     work = kernel.work(measure.regular)
     if work > 1 and s.state: return 2 * s.state + 142 + 7 * work, s.state, work  # exponentials, differences in float64
     if work > 1:                                                                    # a network for every pair
-        return 2 * sum([p.numel() for p in kernel.parameters()]) // kernel.heads, channels, work
+        return 2 * sum([p.numel() for p in parameters_of(kernel)]) // kernel.heads, channels, work
     features = s.rank or s.state or channels
     return 2 * features + 2, features, 1
 
 def whole_rows(kernel: Kernel, measure: Measure) -> int:
     "Pairs that normalisers below the outermost one need."
-    inner = [k.structure.normalised for k in core(kernel).modules() if isinstance(k, Kernel)]
+    inner = [k.structure.normalised for k in core(kernel).kernels()]
     return (sum(inner) + kernel.only_matrix) * kernel.heads * measure.n**2
 
 # %% ../../nbs/rule/00_base.ipynb #mixing

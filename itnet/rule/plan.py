@@ -15,6 +15,7 @@ from .. import rule as rules
 from ..measure.measure import Measure
 from ..measure.sizes import decide
 from ..kernel.base import Kernel
+from ..kernel.precision import parameters_of
 from .base import RULES, Cost, Mixing, Rule, checked, possible
 from .rates import Rates, current, expected
 
@@ -55,7 +56,7 @@ class Option:
 
 def device_of(kernel: Kernel) -> str:
     "Where the kernel's parameters are."
-    return str(next((p.device for p in kernel.parameters()), 'cpu'))
+    return str(next((p.device for p in parameters_of(kernel)), 'cpu'))
 
 def options(kernel: Kernel,
             measure: Measure,

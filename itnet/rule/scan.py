@@ -135,7 +135,7 @@ def _fused(decay: Decay, x: Tensor, start: Tensor | None) -> tuple[Tensor, Tenso
 @patch
 def cost(self: ScanRule, kernel: Kernel, measure: Measure, channels: int) -> Cost:
     s, c = core(kernel).structure, channels + kernel.structure.normalised
-    each = any(getattr(k, 'gates', '') == 'feature' for k in core(kernel).modules())
+    each = any(getattr(k, 'gates', '') == 'feature' for k in core(kernel).kernels())
     if s.state * c <= chunks.WALK and each:
         numbers = kernel.heads * measure.n * s.state * c                            # of all states
         return Cost('scan', 90 * numbers, BYTES * 12 * numbers, BYTES * 5 * numbers)
