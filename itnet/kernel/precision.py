@@ -22,7 +22,7 @@ def single(x):
 M = TypeVar('M', bound=nn.Module)
 
 def shallow(module: M) -> M:
-    "The same module, in which parameters and parts may be exchanged: `copy.copy`, as torch.compile can follow it."
+    "A copy that shares all it holds until something is exchanged: `copy.copy`, as torch.compile can follow it."
     new = object.__new__(type(module))
     new.__dict__.update(vars(module))
     for kind in ('_parameters', '_buffers', '_modules'): new.__dict__[kind] = dict(vars(module)[kind])

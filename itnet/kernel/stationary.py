@@ -36,7 +36,8 @@ class Stationary(Kernel):
         return self.of_lag(lag_grid(box, spacing, self._device))
 
     def work(self, regular):
-        return 1 if regular else max(self.structure.state or 1, sum(p.numel() for p in parameters_of(self)) // self.heads)
+        numbers = sum(p.numel() for p in parameters_of(self))
+        return 1 if regular else max(self.structure.state or 1, numbers // self.heads)
 
     def mirrored(self): return self
 

@@ -73,7 +73,9 @@ def describe(self: Measure) -> str:
     "The measure in words, as error texts and plans name it."
     has = dict(periodic=any(self.periodic), weighted=self.weight is not None, segments=self.segments is not None)
     kind = f'{"line" if self.ndim == 1 else "grid"} of {" × ".join(f"{example(n):,}" for n in self.shape)} points'
-    if not self.regular: kind = f'set of {example(self.n):,} scattered points of {self.dims} coordinate{"s" * (self.dims != 1)}'
+    if not self.regular:
+        axes = f'{self.dims} coordinate{"s" * (self.dims != 1)}'
+        kind = f'set of {example(self.n):,} scattered points of {axes}'
     return ', '.join([kind, *(name for name, there in has.items() if there)])
 
 # %% ../../nbs/measure/00_measure.ipynb #as-tuple
