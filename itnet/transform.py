@@ -73,7 +73,7 @@ def apply(kernel: Kernel,
         for part in reversed(kernel.sequence): v = apply(part, measure, u, v)
         return v
     if rule != 'auto': how = checked(rule, kernel, measure, at)
-    else: how = RULES[choose(kernel, measure, v.shape[-1], len(v), current(str(v.device)), at)]
+    else: how = RULES[choose(kernel, measure, v.shape[-1], v.shape[0], current(str(v.device)), at)]
     return how.run(kernel, measure, u, v, at, u_at)
 
 # %% ../nbs/transform.ipynb #transform

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from itnet.experiments.sweep import Composition, judge
+from itnet.experiments.sweep import RandomCase, judge
 
 SOME = 25                                                 # cases of one test
 
@@ -18,7 +18,7 @@ def one_thread():
 
 @pytest.mark.parametrize("first", range(10**6, 10**6 + 500, SOME))
 def test_what_is_called_valid_is_right_and_what_is_refused_says_why(first):
-    wrong = [f"{case}: {rule} {verdict}" for case in map(Composition.drawn, range(first, first + SOME))
+    wrong = [f"{case}: {rule} {verdict}" for case in map(RandomCase.drawn, range(first, first + SOME))
              for rule, verdict, _ in judge(case) if verdict not in ("right", "refused")]
     assert not wrong, "\n".join(wrong)
 
@@ -27,7 +27,7 @@ def test_the_draw_reaches_everything():
     "All compositions, all leaves, all kinds of measure, half precision, what is missing, and every rule where it is valid."
     kernels, places, right, stored = set(), set(), set(), set()
     for seed in range(10**6, 10**6 + 500):
-        case = Composition.drawn(seed)
+        case = RandomCase.drawn(seed)
         kernels |= {type(k).__name__ for k in case.kernel.modules()}
         places.add(case.where)
         stored.add((case.dtype, str(case.filling)))

@@ -49,7 +49,7 @@ _VALUES = type(None), bool, int, float, complex, str, torch.dtype, torch.device,
 def _value(x) -> tuple:
     "A plain value, or a tuple, list or frozen dataclass of such, as what tells it from every other."
     kind = type(x)
-    if kind in _VALUES: return kind, repr(x)                       # 1, 1.0 and True are equal; NaN is not equal to itself
+    if kind in _VALUES: return kind, repr(x)                       # 1, 1.0 and True are equal, and NaN is not NaN
     if kind in (tuple, list, torch.Size): return kind, *map(_value, x)
     if is_dataclass(x) and kind.__dataclass_params__.frozen:
         return kind, *(_value(getattr(x, f.name)) for f in fields(x))

@@ -10,11 +10,21 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from ..measure.sizes import example, larger, surely, symbolic
 
 # %% ../../nbs/conv/00_fft.ipynb #fast-size
-@lru_cache(maxsize=None)
 def fast_size(n: int) -> int:
-    "The smallest even length ≥ n of the form 2^a 3^b 5^c 7^d, on which real FFTs are fast."
+    """The smallest even length ≥ n of the form 2^a 3^b 5^c 7^d, on which real FFTs are fast.
+
+    Of a symbol, the next multiple of a power of two about a tenth of the example's.
+    """
+    if not torch.compiler.is_compiling(): return _kept_size(n)
+    if not symbolic(n): return _smallest(n)
+    step = 1 << max(1, example(n).bit_length() - 4)
+    return -(-n // step) * step
+
+def _smallest(n: int) -> int:
+    "`fast_size`, which compilers call with numbers alone and take as it is."
     if n < 1: raise ValueError(f'a transform needs a length of at least 1, not {n}')
     best = 1 << max(1, (n - 1).bit_length())
     for p in (7**d * 5**c * 3**b for d in range(8) for c in range(10) for b in range(14)):
@@ -22,6 +32,9 @@ def fast_size(n: int) -> int:
         m = max(2, 1 << max(0, (-(-n // p) - 1).bit_length()))
         best = min(best, p * m)
     return best
+
+_smallest._dynamo_marked_constant = True
+_kept_size = lru_cache(maxsize=None)(_smallest)
 
 # %% ../../nbs/conv/00_fft.ipynb #crop
 def taps_in_reach(shape: tuple[int, ...],        # points along each axis
@@ -34,16 +47,18 @@ def taps_in_reach(shape: tuple[int, ...],        # points along each axis
     for n, size, o, closed in zip(shape, taps, origin, ring):
         if closed and size > n:
             raise ValueError(f'a filter of {size} taps meets itself on a periodic axis of {n} points')
+        if symbolic(n, size, o):
+            keep.append(slice(0, size))                     # which are in reach of a later grid is not known
+            continue
         first = 0 if closed else min(max(0, o - n + 1), size - 1)
         keep.append(slice(first, size if closed else max(first + 1, min(size, o + n))))
     return tuple(keep)
 
-
 # %% ../../nbs/conv/00_fft.ipynb #holding-zero
 def holding_zero(k: Tensor, origin: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
     "Taps (..., *L) with zeros added, so that lag zero is among them, and where it is now."
-    ends = [(max(0, -o), max(0, o + 1 - size)) for o, size in zip(origin, k.shape[-len(origin):])]
-    if not any(map(any, ends)): return k, tuple(origin)
+    ends = [(larger(0, -o), larger(0, o + 1 - size)) for o, size in zip(origin, k.shape[-len(origin):])]
+    if all([surely(n == 0) for end in ends for n in end]): return k, tuple(origin)
     padded = F.pad(k, [n for end in reversed(ends) for n in end])
     return padded, tuple(o + before for o, (before, _) in zip(origin, ends))
 
@@ -69,14 +84,13 @@ def convolve(u: Tensor,                    # (..., *S), real
     if u.numel() == 0: return multiply(u.to(dtype), k.sum(axes, keepdim=True))    # FFT libraries refuse an empty batch
     work = dtype if dtype == torch.float64 else torch.float32
     k, origin = _useful_taps(k.to(work), shape, origin, periodic)
-    size = [n if closed else fast_size(max(n + l - 1 - o, n + o))
+    size = [n if closed else fast_size(larger(n + l - 1 - o, n + o))
             for n, l, o, closed in zip(shape, k.shape[-p:], origin, periodic)]
     spectra = torch.fft.rfftn(u.to(work), size, axes), torch.fft.rfftn(k, size, axes)
     y = torch.fft.irfftn(multiply(*spectra), size, axes)
     for axis, n, o, closed in zip(axes, shape, origin, periodic):
         y = y.roll(-o, axis) if closed else y.narrow(axis, o, n)
     return y.to(dtype)
-
 
 # %% ../../nbs/conv/00_fft.ipynb #check
 def _each_origin(origin: int | tuple[int, ...], p: int) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from .mapped import vmap_conv, vmap_conv_backward
 from .run import run_conv, run_conv_backward
 
 # %% ../../nbs/conv/40_op.ipynb #register
-_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, int[] origin, bool[] ring, str method'
+_SIGNATURE = 'Tensor x, Tensor k, Tensor? pre, Tensor? post, SymInt[] origin, bool[] ring, str method'
 
 def _nothing(x: Tensor) -> Tensor: return x.new_empty(0)
 

@@ -36,8 +36,8 @@ def stratified_split(labels: Tensor, # (n,) class of each example
             order = order[n:]
         parts[rest] += order
     if empty := [k for k, v in parts.items() if not v]:
-        raise ValueError(f'{empty[0]!r} gets none of {len(labels):,} examples: {fractions} are rounded in each '
-                         f'class, so choose another one, of at least one example')
+        raise ValueError(f'{empty[0]!r} gets none of {len(labels):,} examples by {fractions}, rounded in each class: '
+                         'choose other fractions')
     return {k: torch.tensor(sorted(v)) for k, v in parts.items()}
 
 # %% ../../nbs/data/30_images.ipynb #shift

@@ -71,7 +71,7 @@ def __iter__(self: Loader) -> Iterator[dict[str, Tensor]]:
 def check_range(values: Tensor, # integers
                 size: int, # how many there are
                 what: str, # what they are, for the message
-                ignored: int = 0, # a value that does not count
+                ignored: int = 0, # a value that does not count; 0: none
     ) -> None:
     "ValueError, naming the first that is wrong, unless every value is from 0 to size − 1."
     if not values.numel() or 0 <= int(values.min()) and int(values.max()) < size: return
@@ -148,7 +148,7 @@ def test_dataloader(self: DataModule) -> Loader:
 @patch
 def on_before_batch_transfer(self: DataModule, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
     "The batch, still on the CPU. ValueError for classes and tokens that the data do not declare."
-    split = 'train' if self.trainer.training else {'test': 'test'}.get(self.trainer.state.stage, 'validation')
+    split = {'train': 'train', 'test': 'test'}.get(self.trainer.state.stage, 'validation')
     x, target = batch['x'], batch['target']
     if _classes(x): check_range(x, self.spec.inputs, f'split {split!r}, tokens of a batch')
     if _classes(target) and self.spec.loss is cross_entropy:

@@ -9,6 +9,7 @@ __all__ = ['Metric', 'accuracy', 'bits_per_byte', 'perplexity', 'Spec']
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from numbers import Integral
 from typing import Literal
 from .loss import cross_entropy
 
@@ -58,7 +59,7 @@ def perplexity() -> Metric:
 # %% ../../nbs/data/05_spec.ipynb #spec
 @dataclass(frozen=True)
 class Spec:
-    "The facts about a data set from which a model is built, trained and judged. ValueError unless sizes are positive."
+    "The facts from which a model is built, trained and judged. ValueError for sizes below 1, or what is no `Metric`."
     head: Literal['image', 'sequence', 'language'] # predicts for a whole image or sequence, or the next token
     inputs: int # size of the vocabulary, or number of channels
     outputs: int # number of classes, or of numbers that a regression predicts; the vocabulary again for language
@@ -70,5 +71,5 @@ class Spec:
             raise ValueError(f'metric {self.metric!r} must be a Metric, such as accuracy(10) or '
                              "Metric('error', MeanAbsoluteError, larger_is_better=False)")
         for name, sizes in (('inputs', [self.inputs]), ('outputs', [self.outputs]), ('shape', self.shape)):
-            if not all(isinstance(size, int) and size > 0 for size in sizes):
+            if not all(isinstance(size, Integral) and size > 0 for size in sizes):
                 raise ValueError(f'{name} {getattr(self, name)!r}: a size is an integer of at least 1')

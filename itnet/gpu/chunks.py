@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton
 from fastcore.basics import patch
 from torch import Tensor
-from .backend import empty
+from .backend import empty, refuse_tangents
 from .chunk_kernels import _chunk_gradients, _chunk_gradients_each, _walk_chunks, _weigh
 
 # %% ../../nbs/gpu/32_chunks.ipynb #sizes
@@ -243,4 +243,5 @@ def chunked(phi: Tensor | None,             # (B|1, H|1, N|1, R|1) at the output
     decay (Yang et al. 2024, arXiv:2312.06635; Dao and Gu 2024, arXiv:2405.21060).
     """
     _chunk_sizes(phi, gate, psi, v, start)
+    refuse_tangents('the chunked kernel')
     return _chunked(phi, gate, psi, v, start)

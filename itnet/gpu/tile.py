@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
-from .backend import empty, interpreted, why_not
+from .backend import empty, interpreted, refuse_tangents, why_not
 from .tile_kernels import _tile_columns, _tile_diagonals, _tile_forward, _tile_rows
 
 # %% ../../nbs/gpu/20_tile.ipynb #how
@@ -178,6 +178,7 @@ def tile(phi: Tensor | None,            # (B|1, H|1, N, R|1), at the outputs; No
     Source: the tiling is that of FlashAttention, Dao et al. 2022, arXiv:2205.14135.
     """
     _check_tile(phi, psi, kappa, v)
+    refuse_tangents('the tile kernel')
     N, one = v.shape[2], v.new_ones(1, 1, 1, 1)
     phi, psi = (one.expand(1, 1, N, 1) if x is None else x for x in (phi, psi))
     if kappa is None: kappa, origin = v.new_ones(1, 1, dtype=torch.float32).expand(1, 2 * N - 1), N - 1

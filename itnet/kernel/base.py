@@ -17,6 +17,7 @@ from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
+from ..measure.sizes import decide, example, symbolic
 from .precision import HALF, promoted, single
 from .structure import Decay, Factors, Structure
 
@@ -193,9 +194,18 @@ def strips(kernel: Kernel, measure: Measure, batch: int,
     shape = (at or measure).shape
     points = measure.n * ((at or measure).n // shape[0])                      # pairs that a row of the first axis meets
     per_row = max(1, batch) * kernel.heads * kernel.work(measure.regular and at is None) * points
+    if symbolic(per_row, *shape): return _equal_strips(measure, shape, per_row, at)
     size = max(1, min(shape[0], TILE // per_row))
     if size == shape[0]: return [Pairs.all(measure, at)]
     return [Pairs.strip(measure, i, min(size, shape[0] - i), support, at) for i in range(0, shape[0], size)]
+
+def _equal_strips(measure: Measure, shape: tuple[int, ...], per_row: int, at: Measure | None) -> list[Pairs]:
+    "As many strips as the example needs, or up to twice as many, whole rows of the matrix each."
+    n, count = shape[0], 1 << (-(-example(per_row * shape[0]) // TILE) - 1).bit_length()
+    if count == 1 and decide(per_row * n <= TILE): return [Pairs.all(measure, at)]
+    count = min(count, example(n))
+    decide(per_row * n <= count * TILE)             # else a graph would hold more than `TILE`: compile another
+    return [Pairs.strip(measure, n * i // count, n * (i + 1) // count - n * i // count, None, at) for i in range(count)]
 
 def over_strips(f,                            # pairs -> (B, H, rows, d)
                 parts: list[Pairs]) -> Tensor:
@@ -205,7 +215,7 @@ def over_strips(f,                            # pairs -> (B, H, rows, d)
 
 def batch_size(*parts) -> int:
     "The largest leading axis in nested tuples of tensors; 1 if there are none."
-    return max([1, *[len(x) if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None]])
+    return max([1, *[x.shape[0] if isinstance(x, Tensor) else batch_size(*x) for x in parts if x is not None]])
 
 # %% ../../nbs/kernel/10_base.ipynb #given
 @patch

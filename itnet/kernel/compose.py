@@ -14,6 +14,7 @@ from torch import Tensor
 from ..measure.lags import Box, check_axes, intersect, lag_box, overlap
 from ..measure.measure import Measure, per_axis
 from ..measure.pairs import Pairs
+from ..measure.sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel, batch_size, over_strips, strips
 
@@ -98,7 +99,8 @@ def keep(pairs: Pairs, support: Box, K: Tensor, outside: float) -> Tensor:
     "K with `outside` written at the pairs whose lag is not in the support."
     check_axes(support, pairs.measure)
     if pairs.regular and not any(pairs.measure.periodic):
-        if all(lo <= first and last <= hi for (lo, hi), (first, last) in zip(support, pairs.lags())): return K
+        ends = zip(support, pairs.lags())
+        if all(surely(lo <= first) and surely(last <= hi) for (lo, hi), (first, last) in ends): return K
     return K.masked_fill(~pairs.inside(support, K.device), outside)
 
 # %% ../../nbs/kernel/15_compose.ipynb #restrict

@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs, Sampled
+from ..measure.sizes import alike, symbolic
 from .structure import CAUSAL, Decay, Structure
 from .compose import keep
 from .content import Content, split_heads
@@ -89,6 +90,7 @@ def far(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor,
 def triangle(phi: Tensor, a: Tensor, psi: Tensor, b: Tensor) -> Tensor:
     "Σ_r φ_r e^{a_r - b_r} ψ_r where rows and columns are the same points, causal: C·R·log C exponentials."
     n = phi.shape[-2]
+    if symbolic(n): return one_by_one(phi, a, psi, b).tril()           # how often it can be halved is not known
     if n == 1: return phi @ psi.mT
     if n % 2: return triangle(*(F.pad(x, (0, 0, 0, 1)) for x in (phi, a, psi, b)))[..., :n, :n]
     h = n // 2
@@ -109,8 +111,9 @@ def values(self: Selective, pairs: Pairs, left: Tensor, right: tuple[Tensor, Ten
     if G.shape[-1] == 1: return keep(pairs, CAUSAL, (phi @ psi.mT) * forget(a - b.mT, phi), 0.)
     before, here = -pairs.offset[0], phi.shape[-2]
     after = psi.shape[-2] - before - here
-    if before == after == 0 and not isinstance(pairs, Sampled): return triangle(phi, a, psi, b)
-    if isinstance(pairs, Sampled) or before < 0 or after < 0: return keep(pairs, CAUSAL, one_by_one(phi, a, psi, b), 0.)
+    if alike((before, after), (0, 0)) and not isinstance(pairs, Sampled): return triangle(phi, a, psi, b)
+    one = isinstance(pairs, Sampled) or symbolic(before, after)
+    if one or before < 0 or after < 0: return keep(pairs, CAUSAL, one_by_one(phi, a, psi, b), 0.)
     (p, q, rest), (s, t, _) = (x.split([before, here, after], -2) for x in (psi, b))
     ahead = (0 * phi[..., :1]) @ rest[..., :1].mT
     return torch.cat([far(phi, a, p, s, a[..., :1, :]), triangle(phi, a, q, t), ahead], -1)

@@ -16,6 +16,7 @@ from ..measure.measure import Measure, per_axis
 from ..conv.cache import kept
 from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
+from ..measure.sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel
 
@@ -75,7 +76,7 @@ class Stationary(Kernel):
         if any(measure.periodic):                   # lags may wrap; of an infinite support, each to its nearest
             have = support if is_finite(support) else there
             return on_box(self.filter(have, measure.spacing), have, box, measure).unsqueeze(1)
-        if right is None or any(a < lo or b > hi for (a, b), (lo, hi) in zip(box, there)):
+        if right is None or not all(surely(a >= lo) and surely(b <= hi) for (a, b), (lo, hi) in zip(box, there)):
             return self.filter(box, measure.spacing).unsqueeze(1)
         some = tuple(slice(a - lo, b - lo + 1) for (a, b), (lo, _) in zip(box, there))        # computed already
         return self.kappa(right[(0, slice(None), slice(None), *some)])

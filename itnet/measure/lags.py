@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .measure import Measure
+from .sizes import alike, symbolic
 
 # %% ../../nbs/measure/20_lags.ipynb #box
 Box = tuple[tuple[int, int], ...]   # (smallest, largest) lag i - j along each axis
@@ -56,14 +57,26 @@ def check_axes(support: Box | None, measure: Measure) -> None:
 
 # %% ../../nbs/measure/20_lags.ipynb #lag-box
 def lag_box(measure: Measure, support: Box | None = None) -> Box:
-    "Every lag between points of a grid that lies in the support; one lag, where there are none."
-    if not any(measure.periodic): return overlap(support or full_box(measure.shape), full_box(measure.shape))
+    """Every lag between points of a grid that lies in the support; one lag, where there are none.
+
+    Where sizes are symbols, a finite support as it is: which of its lags a later grid has is not known.
+    """
+    if not any(measure.periodic):
+        box = full_box(measure.shape)
+        if symbolic(*measure.shape): return _open_ends(support, box)
+        return overlap(support or box, box)
     def ends(n: int, lo: int, hi: int, circle: bool) -> tuple[int, int]:
         if not circle: return max(lo, 1 - n), min(hi, n - 1)
         nearest = max(lo, -((n - 1) // 2)), min(hi, n // 2)                # what has no end goes half the way round
         return (lo, hi) if -INFINITE < lo and hi < INFINITE else nearest
     box = support or ((-INFINITE, INFINITE),) * measure.ndim
     return tuple(ends(n, lo, hi, circle) for n, (lo, hi), circle in zip(measure.shape, box, measure.periodic))
+
+def _open_ends(support: Box | None, within: Box) -> Box:
+    "A box of lags that goes as far as another where it has no end."
+    if support is None: return within
+    ends = zip(support, within)
+    return tuple((lo if lo > -INFINITE else a, hi if hi < INFINITE else b) for (lo, hi), (a, b) in ends)
 
 # %% ../../nbs/measure/20_lags.ipynb #on-box
 def on_box(values: Tensor,                 # (..., *L), one number per lag of `have`
@@ -73,11 +86,14 @@ def on_box(values: Tensor,                 # (..., *L), one number per lag of `h
     "Values given on one box of lags, on another: cut, filled, and wrapped around periodic axes."
     p = len(have)
     for axis, ((a, b), (lo, hi), n) in enumerate(zip(have, want, measure.shape)):
-        if measure.periodic and measure.periodic[axis]:
-            at = (torch.arange(lo, hi + 1, device=values.device) - a) % n
-            missing = (at > b - a).view(-1, *[1] * (p - 1 - axis))
-            values = values.index_select(axis - p, at.clamp(max=b - a)).masked_fill(missing, outside)
-        elif (a, b) != (lo, hi):
+        ring = measure.periodic and measure.periodic[axis]
+        if not ring and alike((a, b), (lo, hi)): continue
+        if ring or symbolic(a, b, lo, hi):
+            at = torch.arange(lo, hi + 1, device=values.device) - a
+            if ring: at = at % n
+            missing = ((at < 0) | (at > b - a)).view(-1, *[1] * (p - 1 - axis))
+            values = values.index_select(axis - p, at.clamp(0, b - a)).masked_fill(missing, outside)
+        else:
             # first more, then less
             values = F.pad(values, [0, 0] * (p - 1 - axis) + [max(0, a - lo), max(0, hi - b)], value=outside)
             values = values.narrow(axis - p, max(0, lo - a), hi - lo + 1)
@@ -87,7 +103,7 @@ def on_box(values: Tensor,                 # (..., *L), one number per lag of `h
 def reached(measure: Measure, box: Box) -> Tensor | None:
     "(B|1, N) bool: whether a point that counts lies at a lag in `box`; None if that is so for every point."
     if measure.weight is None:
-        if all(lo <= 0 <= hi for lo, hi in box): return None
+        if all(lo <= 0 and hi >= 0 for lo, hi in box): return None
         count = torch.ones(1, *measure.shape, dtype=torch.long)
     else: count = measure.mask.long()
     for axis, (n, (lo, hi)) in enumerate(zip(measure.shape, box), start=1):

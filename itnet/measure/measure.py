@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .sizes import symbolic
 
 # %% ../../nbs/measure/00_measure.ipynb #measure
 @dataclass(frozen=True, eq=False)
@@ -170,9 +171,9 @@ def grid(cls: Measure,
          segments: Tensor | None = None       # (N,) or (B, N), on one axis
         ) -> Measure:
     "A regular grid. ValueError names both shapes where weights, mask or segments do not fit."
-    shape = tuple(int(n) for n in shape)
+    shape = tuple(n if symbolic(n) else int(n) for n in shape)
     if not 1 <= len(shape) <= 3: raise ValueError(f'a grid has 1 to 3 axes, not {len(shape)} (shape {shape})')
-    if min(shape) < 1: raise ValueError(f'a grid needs at least one point along each axis, not {shape}')
+    if any(n < 1 for n in shape): raise ValueError(f'a grid needs at least one point along each axis, not {shape}')
     spacing = tuple(float(h) for h in per_axis(spacing, len(shape), 'spacing'))
     if not all(0 < h < math.inf for h in spacing):
         raise ValueError(f'spacing must be positive and finite, not {spacing}')

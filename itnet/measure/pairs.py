@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .measure import Measure
 from .lags import Box, box_shape, check_axes, lag_box, on_box
+from .sizes import alike, larger, smaller, surely, symbolic
 
 # %% ../../nbs/measure/30_pairs.ipynb #pairs
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ class Pairs:
     @property
     def whole(self) -> bool:
         "Whether this is the full matrix."
-        return self.at is None and self.tile == self.slab == self.measure.shape
+        shape = self.measure.shape
+        return self.at is None and alike(self.tile, shape) and alike(self.slab, shape)
 
     @property
     def regular(self) -> bool:
@@ -56,14 +58,14 @@ class Pairs:
 
     def covers(self, support: Box | None) -> bool:
         "Whether every row meets all of its columns whose lag is in the support (None: everywhere)."
-        if self.slab == self.measure.shape and (self.first is not None or self.whole): return True
+        if alike(self.slab, self.measure.shape) and (self.first is not None or self.whole): return True
         if support is None or not self.regular: return False
         need = lag_box(self.measure, support)
         if self.first is None:
             sizes = zip(need, self.tile, self.slab, self.offset)
-            return not any(lo < c - m - o or hi > -o for (lo, hi), c, m, o in sizes)
+            return all(surely(lo >= c - m - o) and surely(hi <= -o) for (lo, hi), c, m, o in sizes)
         (lo, hi), (c, m, o, n) = need[0], (self.tile[0], self.slab[0], self.offset[0], self.measure.shape[0])
-        return o <= max(-self.first, -hi) and o + m >= min(n - self.first, c - lo)
+        return surely(o <= larger(-self.first, -hi)) and surely(o + m >= smaller(n - self.first, c - lo))
 
     @property
     def bounds(self) -> Box:
@@ -98,7 +100,8 @@ def strip(cls: Pairs, measure: Measure,
 def near(cls: Pairs, measure: Measure, support: Box, tile: int | None = None) -> Pairs:
     "The band of lags in `support`. Tiles as long as the support waste about half of the work and copy little."
     box = lag_box(measure, support)
-    size = tuple(min(n, tile or w) for n, w in zip(measure.shape, box_shape(box)))
+    sizes = zip(measure.shape, box_shape(box))
+    size = tuple((tile or w) if symbolic(n) else min(n, tile or w) for n, w in sizes)
     slab = tuple(c + hi - lo for c, (lo, hi) in zip(size, box))
     # no column twice
     if any(circle and m > n for m, n, circle in zip(slab, measure.shape, measure.periodic)): return cls.all(measure)
@@ -107,7 +110,7 @@ def near(cls: Pairs, measure: Measure, support: Box, tile: int | None = None) ->
 @patch(cls_method=True)
 def blocks(cls: Pairs, measure: Measure, size: int) -> Pairs:
     "The blocks of `size` points along the diagonal, on one axis."
-    size = min(size, measure.n)
+    size = size if symbolic(measure.n) else min(size, measure.n)
     return cls(measure, (size,), (size,), (0,))
 
 # %% ../../nbs/measure/30_pairs.ipynb #rows
@@ -118,14 +121,14 @@ def _to_tiles(x: Tensor, measure: Measure, tile, slab, before) -> Tensor:
     """
     shape, d = measure.shape, x.shape[-1]
     p = len(shape)
-    if tile == slab == shape: return x.unsqueeze(2)                             # one tile: nothing moves
+    if alike(tile, shape) and alike(slab, shape): return x.unsqueeze(2)         # one tile: nothing moves
     x = x.unflatten(2, shape)
     for axis, (n, c, m, b) in enumerate(zip(shape, tile, slab, before)):
         total = (-(-n // c) - 1) * c + m                                        # points that the windows reach over
         if measure.periodic and measure.periodic[axis]:
             x = x.index_select(2 + axis, (torch.arange(total, device=x.device) - b) % n)
-        elif (b, total) != (0, n): x = F.pad(x, [0, 0] * (p - axis) + [b, total - b - n])
-    if p == 1 and tile == slab: return x.unflatten(2, (-1, slab[0]))            # no overlap: a view
+        elif not alike((b, total), (0, n)): x = F.pad(x, [0, 0] * (p - axis) + [b, total - b - n])
+    if p == 1 and alike(tile, slab): return x.unflatten(2, (-(-shape[0] // slab[0]), slab[0]))   # no overlap: a view
     for axis, (c, m) in enumerate(zip(tile, slab)): x = x.unfold(2 + axis, m, c)   # (B, H, *T, d, *slab)
     x = x.movedim(2 + p, -1)
     return x.flatten(2 + p, -2).flatten(2, 1 + p)
@@ -152,7 +155,7 @@ def columns(self: Pairs, x: Tensor) -> Tensor:
 def to_grid(self: Pairs, y: Tensor) -> Tensor:
     "(B, H, T, C, d) -> (B, H, N, d), the inverse of `rows`; of a strip, its rows alone."
     p, shape = self.measure.ndim, self.measure.shape
-    if self.first is not None or self.tile == shape: return y.squeeze(2)
+    if self.first is not None or alike(self.tile, shape): return y.squeeze(2)
     y = y.unflatten(3, self.tile).unflatten(2, self.tiles)                    # (B, H, *T, *C, d)
     for axis in range(p): y = y.movedim(2 + p + axis, 3 + 2 * axis)           # (B, H, T1, C1, T2, C2, ..., d)
     for axis in range(p): y = y.flatten(2 + axis, 3 + axis)
@@ -194,11 +197,11 @@ def inside(self: Pairs, support: Box, device=None) -> Tensor:
     check_axes(support, self.measure)
     if self.regular:
         box = self.lags(support)
-        hits = torch.ones(1, *box_shape(box), device=device)
-        finite = tuple((max(lo, a), min(hi, b)) for (lo, hi), (a, b) in zip(support, box))
-        if any(lo > hi for lo, hi in finite): return self.toeplitz(0 * hits, box) > 0
-        hits = hits[(..., *[slice(0, hi - lo + 1) for lo, hi in finite])]
-        return self.toeplitz(on_box(hits, finite, box, self.measure), box) > 0
+        hits = torch.ones(1, device=device)
+        for (lo, hi), (a, b) in zip(support, box):
+            lag = torch.arange(a, b + 1, device=device)
+            hits = hits.unsqueeze(-1) * ((lag >= lo) & (lag <= hi))
+        return self.toeplitz(hits, box) > 0
     lag = self.lag()
     bound = lambda k: torch.tensor([b[k] for b in support], dtype=lag.dtype, device=lag.device)
     return ((lag >= bound(0)) & (lag <= bound(1))).all(-1).unsqueeze(1)
@@ -208,11 +211,24 @@ def inside(self: Pairs, support: Box, device=None) -> Tensor:
 def toeplitz(self: Pairs, values: Tensor, box: Box | None = None, outside: float = 0.) -> Tensor:
     "Values (H, *L) at the lags of `box` (default: `self.bounds`) -> (1, H, 1, C, M); `outside` at other lags."
     p = self.measure.ndim
-    if box is not None and box != self.bounds: values = on_box(values, box, self.bounds, self._unrolled, outside)
+    if box is not None and not _same_lags(box, self.bounds):
+        values = on_box(values, box, self.bounds, self._unrolled, outside)
+    if symbolic(*self.tile, *self.slab): return _looked_up(values, self.tile, self.slab)
     values = values.flip(list(range(1, 1 + p)))
     for axis, m in enumerate(self.slab): values = values.unfold(1 + axis, m, 1)   # (H, *C, *M)
     values = values.flip(list(range(1, 1 + p)))
     return values.reshape(1, -1, 1, math.prod(self.tile), math.prod(self.slab))
+
+def _looked_up(values: Tensor, tile: tuple[int, ...], slab: tuple[int, ...]) -> Tensor:
+    "What `toeplitz` returns, entry by entry: windows of a symbol's length cannot be views."
+    p = len(tile)
+    for axis, (c, m) in enumerate(zip(tile, slab)):
+        row, column = (torch.arange(n, device=values.device) for n in (c, m))
+        values = values[(slice(None),) * (1 + 2 * axis) + (row[:, None] - column + (m - 1),)]     # (H, C, M, ..., *L)
+    values = values.permute(0, *range(1, 2 * p, 2), *range(2, 2 * p + 1, 2))
+    return values.reshape(1, values.shape[0], 1, math.prod(tile), math.prod(slab))
+
+def _same_lags(a: Box, b: Box) -> bool: return alike(sum(a, ()), sum(b, ()))
 
 @patch(as_prop=True)
 def _unrolled(self: Pairs) -> Measure:

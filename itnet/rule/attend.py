@@ -12,6 +12,7 @@ from torch import Tensor
 from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import smaller
 from ..kernel.structure import CAUSAL
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import core
@@ -69,7 +70,7 @@ class AttendRule(Rule):
     def cost(self, kernel: Kernel, measure: Measure, channels: int) -> Cost:
         _, f, _ = per_pair(kernel, measure, channels)
         points, pairs = kernel.heads * measure.n, kernel.heads * measure.n**2
-        mask = 0 if _needs_no_mask(measure, kernel.structure.support) else min(pairs, TILE)
+        mask = 0 if _needs_no_mask(measure, kernel.structure.support) else smaller(pairs, TILE)
         return Cost('attend', pairs * 2 * (f + channels),
                     BYTES * (points * (f + channels) * (1 + measure.n / 512) + 2 * mask),
                     BYTES * (points * 2 * (f + channels) + mask))
@@ -79,7 +80,7 @@ class AttendRule(Rule):
         left, right = read(kernel, measure, u, at, u_at)
         support, parts = kernel.structure.support, [Pairs.all(measure, at)]
         if not _needs_no_mask(measure, support) or support is not None and not (measure.regular and at is None):
-            parts = strips(kernel, measure, max(len(v), batch_size(left, right)), at, support)
+            parts = strips(kernel, measure, batch_size(v, left, right), at, support)
         return over_strips(lambda pairs: _attention(pairs, support, left, right, v), parts)
 
 attend = AttendRule()

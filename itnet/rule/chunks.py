@@ -13,6 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import decide, surely
 from ..kernel.precision import without_autocast
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel
@@ -40,13 +41,14 @@ def carry(U: Tensor,                      # (b, h, T, R, d)
          ) -> Tensor:                     # (b, h, T, R, d)
     "S_c = e^{g_c} S_(c-1) + U_c, within segments, by products of matrices."
     T = U.shape[2]
-    count = 1 if T <= BLOCK * 3 // 2 else -(-T // BLOCK)
-    pad, size = max(0, count * BLOCK - T) if count > 1 else 0, BLOCK if count > 1 else T
+    few = decide(T <= BLOCK * 3 // 2)
+    count, size = (1, T) if few else (-(-T // BLOCK), BLOCK)
+    pad = count * size - T
     U = F.pad(U, (0, 0, 0, 0, 0, pad)).unflatten(2, (count, size))
     if gate is not None: gate = F.pad(gate, (0, 0, 0, pad)).unflatten(2, (count, size))
     if segment is not None: segment = _go_on(segment, pad).unflatten(1, (count, size))
     S = _sum_decayed(U, gate, segment)
-    if count > 1:
+    if not few:
         last = None if segment is None else segment[:, :-1, -1]
         before = carry(S[:, :, :-1, -1], None if gate is None else gate[:, :, :-1].sum(3), last).unsqueeze(3)
         if gate is not None: before = before * gate[:, :, 1:].cumsum(3).exp().unsqueeze(-1)
@@ -56,7 +58,7 @@ def carry(U: Tensor,                      # (b, h, T, R, d)
 
 def _go_on(segment: Tensor, n: int) -> Tensor:
     "(b, N) -> (b, N + n), the last one n times more."
-    return segment if n == 0 else torch.cat([segment, segment[:, -1:].expand(-1, n)], 1)
+    return segment if surely(n == 0) else torch.cat([segment, segment[:, -1:].expand(-1, n)], 1)
 
 # %% ../../nbs/rule/38_chunks.ipynb #chunks
 @dataclass(frozen=True, eq=False)
@@ -71,15 +73,17 @@ class Chunks:
 
     def cut(self, x: Tensor, n: int) -> Tensor:
         "(b, h, N|1, d) -> (b, h, T, C, d), zeros at the end."
-        x = x.expand(*x.shape[:2], n, -1)
-        return (F.pad(x, (0, 0, 0, -n % self.size)) if n % self.size else x).unflatten(2, (-1, self.size))
+        x, count = x.expand(*x.shape[:2], n, -1), -(-n // self.size)
+        if not surely(n == count * self.size): x = F.pad(x, (0, 0, 0, count * self.size - n))
+        return x.unflatten(2, (count, self.size))
 
     def within(self, v: Tensor) -> Tensor:
         "The sum over pairs of the same chunk; v (b, h, T, C, d)."
         pairs = Pairs(self.measure, (self.size,), (self.size,), (0,))      # torch.compile cannot read `Pairs.blocks`
         K, same = self.kernel.values(pairs, self.left, self.right), pairs.same()
         if same is not None: K = K * same
-        if not len(K) == K.shape[2] == 1 < v.shape[2]: return K @ v
+        one = surely(K.shape[0] == 1) and surely(K.shape[2] == 1)
+        if not one or surely(v.shape[2] == 1): return K @ v
         return torch.einsum('hij,bhtjd->bhtid', K[0, :, 0].expand(v.shape[1], -1, -1), v)     # one matrix for all
 
 # %% ../../nbs/rule/38_chunks.ipynb #parts
@@ -106,11 +110,11 @@ def integrate(self: Chunks, x: Tensor,               # (b, h, N, d), weighted
     n = x.shape[2]
     x = self.cut(x, n)
     y = self.within(x)
-    if x.shape[2] == 1 and start is None and not final: return y.flatten(2, 3)[:, :, :n], None
+    if surely(x.shape[2] == 1) and start is None and not final: return y.flatten(2, 3)[:, :, :n], None
     phi, psi, gate, segment = self.parts(n, x)
     last = None
     if segment is not None:
-        earlier = segment[:, 0, :1] if before is None else before.expand(len(segment), 1)
+        earlier = segment[:, 0, :1] if before is None else before.expand(segment.shape[0], 1)
         last = torch.cat([earlier, segment[:, :, -1]], 1)
         psi = psi * (segment == last[:, 1:, None])[:, None, ..., None]
     U = psi.mT @ x
@@ -150,7 +154,7 @@ def walk(self: Chunks, x: Tensor, start: Tensor | None = None, before: Tensor | 
     u = psi.unsqueeze(-1) * first(x).unsqueeze(-2)
     a, ends = self.resets(gate.exp().contiguous().unsqueeze(-1), n, before)
     S = None if start is None else start.unsqueeze(2).to(dtype)
-    if u.shape[3] > 1:
+    if not surely(u.shape[3] == 1):
         U = _states(a, u, None)[-1]
         S = torch.zeros_like(U[:, :, :1]) if S is None else S.expand(*U.shape[:2], 1, *U.shape[3:])
         until = F.pad(gate.sum(0), (0, 0, 1, -1)), None if ends is None else ends[:, :-1]
@@ -168,8 +172,8 @@ def resets(self: Chunks, a: Tensor, n: int, before: Tensor | None) -> tuple[Tens
     """
     segment = self.measure.segments
     if segment is None: return a, None
-    first = segment[:, :1] if before is None else before.expand(len(segment), 1)
-    segment = torch.cat([first, _go_on(segment, -n % self.size)], 1)
+    first = segment[:, :1] if before is None else before.expand(segment.shape[0], 1)
+    segment = torch.cat([first, _go_on(segment, -(-n // self.size) * self.size - n)], 1)
     same = (segment[:, 1:] == segment[:, :-1]).unflatten(1, (-1, self.size))
     return a * same.movedim(2, 0)[:, :, None, :, None, None], segment[:, ::self.size]
 
@@ -191,7 +195,7 @@ def apart(y: Tensor, like: Tensor) -> Tensor:
 def leading_sizes(x) -> list[int]:
     "First axes in nested tuples of tensors."
     if x is None: return []
-    return [len(x)] if isinstance(x, Tensor) else [n for part in x for n in leading_sizes(part)]
+    return [x.shape[0]] if isinstance(x, Tensor) else [n for part in x for n in leading_sizes(part)]
 
 def kernels_along_batch(kernel: Kernel, measure: Measure, left, right, decay: Decay, batch: int) -> int:
     "How many different kernels there are along the batch: all, or one."

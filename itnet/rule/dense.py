@@ -14,6 +14,7 @@ from ..gpu.backend import attempt, usable
 from ..measure.lags import lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import smaller
 from ..kernel.structure import Factors
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import Normalised, core, row_integral, weights_to_sum
@@ -40,7 +41,7 @@ class DenseRule(Rule):
     def cost(self, kernel: Kernel, measure: Measure, channels: int) -> Cost:
         p, f, held = per_pair(kernel, measure, channels)
         points, pairs = kernel.heads * measure.n, kernel.heads * measure.n**2
-        tile = (held + 2) * min(pairs, TILE // kernel.work(measure.regular))
+        tile = (held + 2) * smaller(pairs, TILE // kernel.work(measure.regular))
         return Cost('dense', pairs * (p + 2 * channels), BYTES * (pairs * 2 * (held + 1) + points * (f + channels)),
                     BYTES * (tile + points * (f + channels)))
 
@@ -55,7 +56,7 @@ class DenseRule(Rule):
         measure = weights_to_sum(kernel, measure)
         support = None if kernel.structure.whole_rows else kernel.structure.support
         def plain() -> Tensor:
-            parts = strips(kernel, measure, max(len(v), batch_size(left, right)), at, support)
+            parts = strips(kernel, measure, batch_size(v, left, right), at, support)
             return over_strips(lambda pairs: on_pairs(kernel, pairs, left, right, v), parts)
         f = _factors_for_tiles(kernel, measure, left, right, v) if at is None else None
         return plain() if f is None else attempt('tile', lambda: _by_tiles(f, v, isinstance(kernel, Normalised)), plain)
@@ -92,7 +93,7 @@ def mixing_cost(self: DenseRule, kernel: Kernel, measure: Measure, mixing: Mixin
     "Operations and bytes of matrices between channels, for one batch element."
     p, _, held = per_pair(kernel, measure, 1)
     pairs = kernel.heads * measure.n**2
-    tile = (held + 2) * min(pairs, TILE)
+    tile = (held + 2) * smaller(pairs, TILE)
     return Cost('matrices', 2 * pairs, BYTES * 2 * pairs * (held + 1), BYTES * tile, once=p * pairs)
 
 @patch
@@ -106,5 +107,5 @@ def mix(self: DenseRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: Mi
         columns = pairs.columns(x.flatten(1, 2).unsqueeze(-1)).squeeze(-1).squeeze(2).unflatten(1, shape)
         y = torch.einsum('bgocij,bgcj->bgoi', K, columns)          # K is (B|1, G, O, C, rows, M)
         return y.flatten(1, 2).unsqueeze(-1)                       # rows on axis 2, as strips are joined
-    y = over_strips(part, strips(kernel, measure, len(x))).squeeze(-1)
+    y = over_strips(part, strips(kernel, measure, x.shape[0])).squeeze(-1)
     return mixing.sampled(y.unflatten(-1, measure.shape).unflatten(1, (mixing.groups, -1)))

@@ -15,6 +15,7 @@ from ..conv.fft import direct_conv, holding_zero
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..measure.sizes import surely
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, weights_to_sum
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
@@ -92,13 +93,15 @@ def mix(self: DirectRule, kernel: Kernel, measure: Measure, x: Tensor, mixing: M
     (box, apart, weights), p = kernel.correlation(measure), measure.ndim
     padding, rings = [0] * p, measure.periodic or (False,) * p
     for axis, ((lo, hi), ring, r) in enumerate(zip(box, rings, mixing.rows)):
-        before, after = hi - r[0], r[-1] - lo - (x.shape[3 + axis] - 1)            # points needed beyond both ends
-        if lo < hi and not ring and 0 <= before and after <= before < after + r.step: padding[axis] = before
+        n, before = x.shape[3 + axis], hi - r.first
+        after = r.last - lo - (n - 1)                                             # points needed beyond both ends
+        if lo < hi and not ring and before >= 0 and surely((n + 2 * before - (hi - lo) - 1) // r.step + 1 == r.count):
+            padding[axis] = before
         else: x = _extend(x, 3 + axis, before, after, ring)
     conv = (F.conv1d, F.conv2d, F.conv3d)[p - 1]
     weights = weights.to(x.dtype).unflatten(0, (-1, mixing.inputs))                                  # (G·O, C, *L)
     every = [r.step for r in mixing.rows]
-    for axis, (lo, hi) in enumerate(box):          # one tap reads nothing in between; torch 2.13 writes beyond its memory
+    for axis, (lo, hi) in enumerate(box):          # one tap reads nothing between; torch 2.13 fails at it
         if lo == hi: x, every[axis] = x[(slice(None),) * (3 + axis) + (slice(None, None, every[axis]),)], 1
     y = conv(x.flatten(1, 2), weights, None, tuple(every), tuple(padding), apart, mixing.groups)
     return y.unflatten(1, (mixing.groups, -1))

@@ -36,7 +36,7 @@ def explain(kernel: Kernel,
             rates: Rates | None = None,       # default: those of the kernel's device
             mixing: Mixing | None = None      # how heads are matrices between channels, if they are
            ) -> str:
-    "The kernel's structure and every rule as text, cheapest first, the chosen one marked; a composition part by part."
+    "The kernel's structure and every rule in text, cheapest first, the chosen one marked; of compositions, each part."
     if mixing is None and len(kernel.sequence) > 1:
         return '\n\n'.join(f'{k}. {explain(part, measure, channels, batch, rates)}'
                            for k, part in enumerate(reversed(kernel.sequence), 1))

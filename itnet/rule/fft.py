@@ -19,6 +19,7 @@ from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
+from ..measure.sizes import example, larger, smaller
 from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
@@ -45,7 +46,7 @@ def _low_rank(x: Tensor, f: Factors) -> Tensor:
 
 def _integral_of_one(v: Tensor, f: Factors, measure: Measure) -> Tensor:
     "Σ_j K(i, j) w_j of the constant 1, (B|1, H, N, 1), in float32 at least."
-    batch = next((len(t) for t in (f.phi, f.psi) if t is not None and len(t) != 1), 1)
+    batch = next((t.shape[0] for t in (f.phi, f.psi) if t is not None and t.shape[0] != 1), 1)
     dtype = torch.promote_types(v.dtype, torch.float32)
     one = torch.ones((), dtype=dtype, device=v.device).expand(batch, v.shape[1], measure.n, 1)
     phi, psi = (None if t is None else t.to(dtype) for t in (f.phi, f.psi))
@@ -119,11 +120,11 @@ def packed_rows(measure: Measure) -> tuple[float, int]:
 def _padded_size(measure: Measure, shape: tuple[int, ...], support) -> int:
     "Numbers of a row that is padded for one transform."
     lags = zip(shape, lag_box(measure, support), measure.periodic)
-    return math.prod([n if ring else fast_size(n + min(max(hi, -lo), n - 1)) for n, (lo, hi), ring in lags])
+    return math.prod([n if ring else fast_size(n + smaller(larger(hi, -lo), n - 1)) for n, (lo, hi), ring in lags])
 
 def _transform_operations(size: float) -> float:
     "Operations of a transform of so many real numbers."
-    return 2.5 * size * math.log2(size)
+    return 2.5 * size * math.log2(example(size))
 
 @patch
 def describe(self: FftRule, cost: Cost, kernel: Kernel, measure: Measure, rows: int) -> str:

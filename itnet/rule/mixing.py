@@ -9,9 +9,10 @@ __all__ = ['mix', 'mixing_of']
 import torch
 from torch import Tensor
 from ..measure.measure import Measure
+from ..measure.sizes import decide
 from ..kernel.base import Kernel
 from ..kernel.precision import in_single
-from .base import RULES, Mixing, checked
+from .base import RULES, Mixing, Rows, checked
 from .plan import choose
 from .reach import finite, joined, numbers, reached_from
 from .rates import current
@@ -22,12 +23,12 @@ def mix(kernel: Kernel,                            # of G·O·C heads, in this o
         v: Tensor,                                 # (B, *S, G·C)
         groups: int = 1,                           # G: channels mix within a group
         rule: str = 'auto',                        # one that integrates matrices, or the cheapest of them
-        every: tuple[int | range, ...] | None = None       # per axis: outputs at every so manieth point, or at a range
+        every: tuple[int | range | Rows, ...] | None = None    # per axis: outputs at every so manieth point, or at some
        ) -> Tensor:                                # (B, *S', G·O)
     "y_o(i) = Σ_c Σ_j K_oc(i, j) w_j v_c(j). ValueError where shapes do not fit or a rule is not valid."
     mixing = mixing_of(kernel, measure, v.shape, groups, every)
     if rule != 'auto': how = checked(rule, kernel, measure, None, mixing)
-    else: how = RULES[choose(kernel, measure, 1, len(v), current(str(v.device)), None, mixing)]
+    else: how = RULES[choose(kernel, measure, 1, v.shape[0], current(str(v.device)), None, mixing)]
     kernel, x = in_single(kernel, v, half='mix' in how.half)
     if measure.weight is not None:
         w = measure.weight[..., None].to(x.dtype)
@@ -46,7 +47,7 @@ def _spoiled(x: Tensor, kernel: Kernel, measure: Measure, mixing: Mixing) -> Ten
 
 # %% ../../nbs/rule/60_mixing.ipynb #mix-check
 def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: int = 1,
-              every: tuple[int | range, ...] | None = None) -> Mixing:
+              every: tuple[int | range | Rows, ...] | None = None) -> Mixing:
     "How the heads of a kernel mix the channels of values (B, *S, G·C). ValueError naming what does not fit."
     if tuple(shape[1:-1]) != measure.shape:
         want = ', '.join(map(str, measure.shape))
@@ -54,17 +55,23 @@ def mixing_of(kernel: Kernel, measure: Measure, shape: tuple[int, ...], groups: 
     if shape[-1] % groups or kernel.heads % shape[-1]:
         raise ValueError(f'a kernel of {kernel.heads} heads does not mix {shape[-1]} channels in {groups} groups: '
                          'it needs groups · outputs · inputs heads')
-    if every is not None and not _points_within(every, measure):
+    rows = _rows_within(every, measure)
+    if rows is None:
         raise ValueError(f'every={every} asks for points of a grid of shape {measure.shape}: '
                          'give a positive step, or a range within it, for each axis')
-    rows = zip(every or (1,) * measure.ndim, measure.shape)
-    rows = tuple(r if isinstance(r, range) else range(0, n, r) for r, n in rows)
     return Mixing(groups, shape[-1] // groups, kernel.heads // shape[-1], rows)
 
-def _points_within(every: tuple[int | range, ...], measure: Measure) -> bool:
-    "Whether steps and ranges name points of a grid."
-    if not measure.regular or len(every) != measure.ndim: return False
-    for r, n in zip(every, measure.shape):
-        if isinstance(r, int) and r < 1: return False
-        if isinstance(r, range) and not (len(r) and r.step > 0 and 0 <= r[0] <= r[-1] < n): return False
-    return True
+def _rows_within(every: tuple[int | range | Rows, ...] | None, measure: Measure) -> tuple[Rows, ...] | None:
+    "Steps, ranges and rows as rows; None where some do not name points of the grid."
+    if every is None: return tuple(Rows(0, 1, n) for n in measure.shape)
+    if not measure.regular or len(every) != measure.ndim: return None
+    rows = tuple(_rows(r, n) for r, n in zip(every, measure.shape))
+    within = [r.step > 0 and not decide(r.count < 1) and not decide(r.first < 0) and not decide(r.last >= n)
+              for r, n in zip(rows, measure.shape)]
+    return rows if all(within) else None
+
+def _rows(r: int | range | Rows, n: int) -> Rows:
+    "The points of an axis of n that a step or a range names."
+    if isinstance(r, Rows): return r
+    if isinstance(r, range): return Rows(r.start, r.step, len(r))
+    return Rows(0, r, -(-n // r) if r > 0 else 0)

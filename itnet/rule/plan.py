@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from .. import rule as rules
 from ..measure.measure import Measure
+from ..measure.sizes import decide
 from ..kernel.base import Kernel
 from .base import RULES, Cost, Mixing, Rule, checked, possible
 from .rates import Rates, current, expected
@@ -80,7 +81,7 @@ def choose(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rate
     for rule in exact:
         c = _cost(rule, kernel, measure, channels, mixing)
         seconds = expected(table[c.way], c.flops, batch, c.once)
-        if seconds < least: best, least = rule, seconds
+        if decide(seconds < least): best, least = rule, seconds
     return best
 
 # %% ../../nbs/rule/80_plan.ipynb #discover

@@ -12,6 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..gpu.backend import attempt, usable
 from ..measure.measure import Measure
+from ..measure.sizes import smaller, surely, symbolic
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, safe, weights_to_sum
@@ -78,9 +79,9 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     R, d = decay.terms, v.shape[-1]
     C = size or chunk_size(R, d)
     each = R * d if walks(inner, decay, d) else C + R + d
-    step = max(1, PART // (max(1, len(v)) * v.shape[1] * C * each)) * C
-    if _by_fused_chunks(inner, decay, measure, v): step = measure.n
-    ys, before, count = [], None, -(-measure.n // step)
+    n, whole = measure.n, _by_fused_chunks(inner, decay, measure, v) or symbolic(measure.n, *v.shape)
+    step = n if whole else max(1, PART // (max(1, v.shape[0]) * v.shape[1] * C * each)) * C
+    ys, before, count = [], None, 1 if whole else -(-n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
         part = _piece(measure, k * step, (k + 1) * step)
         y, S = advance(kernel, part, l, r, Decay(*d), x, C, S, before, final or count > 1)
@@ -89,7 +90,7 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
 
 def _piece(measure: Measure, first: int, last: int) -> Measure:
     "Some of the points of a line."
-    if last - first >= measure.n: return measure
+    if surely(last - first >= measure.n): return measure
     cut = lambda x: None if x is None else x[:, first:last]
     return replace(measure, shape=(min(last, measure.n) - first,), weight=cut(measure.weight),
                    points=cut(measure.points), segments=cut(measure.segments))
@@ -97,7 +98,7 @@ def _piece(measure: Measure, first: int, last: int) -> Measure:
 def _split(x, step: int, count: int) -> list:
     "Nested tuples of (B, H, N|1, d) in parts; the gradient is put together once, whatever their number."
     if x is None or isinstance(x, Tensor):
-        return [x] * count if x is None or x.shape[2] == 1 else list(x.split(step, 2))
+        return [x] * count if x is None or count == 1 or x.shape[2] == 1 else list(x.split(step, 2))
     return list(zip(*(_split(part, step, count) for part in x)))
 
 # %% ../../nbs/rule/40_scan.ipynb #advance
@@ -107,8 +108,9 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
     inner, weight = core(kernel), measure.weight
     x = v if inner is kernel else torch.cat([v, torch.ones_like(v[..., :1])], -1)
     if weight is not None: x = x * weight.to(x.dtype)[:, None, :, None]
-    b, h = kernels_along_batch(inner, measure, left, right, decay, len(x)), inner.heads
-    line = Chunks(inner, measure, left, right, decay, min(measure.n, size or chunk_size(decay.terms, x.shape[-1])))
+    b, h = kernels_along_batch(inner, measure, left, right, decay, x.shape[0]), inner.heads
+    size = size or chunk_size(decay.terms, x.shape[-1])
+    line = Chunks(inner, measure, left, right, decay, size if symbolic(measure.n) else min(measure.n, size))
     def plain() -> tuple[Tensor, Tensor | None]:
         z, first = side_by_side(x, b, h), None if start is None else side_by_side(start, b, h)
         run = line.walk if walks(inner, decay, z.shape[-1]) else line.integrate
@@ -136,7 +138,7 @@ def cost(self: ScanRule, kernel: Kernel, measure: Measure, channels: int) -> Cos
         numbers = kernel.heads * measure.n * s.state * c                            # of all states
         return Cost('scan', 90 * numbers, BYTES * 12 * numbers, BYTES * 5 * numbers)
     (p, _, held), points, size = per_pair(kernel, measure, channels), kernel.heads * measure.n, chunk_size(s.state, c)
-    size = min(size, measure.n)
+    size = smaller(size, measure.n)
     states = s.state * c / size                                                     # per position
     return Cost('scan', points * (size * (p + 2 * c) + 4 * s.state * c),
                 BYTES * points * (2 * size * (held + 1) + 2 * (2 * s.state + 2 * c) + 4 * states),

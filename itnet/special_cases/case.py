@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from ..measure.measure import Measure
 from ..kernel.base import Kernel
 from ..transform import apply
+from ..rule.base import Rows
 from ..rule.explain import explain
 from ..rule import mixing
 
@@ -35,7 +36,7 @@ class Integral:
     measure: Measure
     v: Tensor              # what is integrated: (B, H, N, d) by heads, else (B, *S, C)
     y: Tensor              # its value: (B, H, N', d) by heads, else (B, *S', O)
-    every: tuple[int | range, ...] | None = None      # the points where outputs are read, as in `mix`
+    every: tuple[int | range | Rows, ...] | None = None      # the points where outputs are read, as in `mix`
     by_heads: bool = False                            # values are numbers, not matrices that mix channels
     elsewhere: bool = False                           # whether the outputs live on another measure
 
@@ -111,7 +112,7 @@ def integrate(self: SpecialCase, kernel: Kernel, measure: Measure,
 def mix(self: SpecialCase, kernel: Kernel, measure: Measure,
         v: Tensor,                           # (B, *S, G·C)
         groups: int = 1,
-        every: tuple[int | range, ...] | None = None     # outputs at every k-th point, or at those of a range
+        every: tuple[int | range | Rows, ...] | None = None     # outputs at every k-th point, or at some
        ) -> Tensor:                          # (B, *S', G·O)
     "∫ K v dμ of a kernel whose values are matrices."
     def run(kernel, measure, v): return mixing.mix(kernel, measure, v, groups, self.rule, every)

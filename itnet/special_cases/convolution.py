@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
+from ..measure.sizes import decide, larger, surely
+from ..rule.base import Rows
 from ..kernel.stationary import Taps
 from ..kernel.given import skeleton
 from ..kernel.correlation import Correlation
@@ -25,7 +27,7 @@ def reading(n: int,                  # points of an axis
             every: int,              # from one output to the next
             before: int,             # output 0 reads its first tap so many points before the axis; may be negative
             count: int               # outputs
-           ) -> tuple[int, tuple[int, int], range]:
+           ) -> tuple[int, tuple[int, int], Rows]:
     """Which stationary kernel on which axis gives outputs Σ_l w_l u(every·t + step·l - before).
 
     Returns the index of lag zero, the points missing at both ends, and the points that are read.
@@ -33,9 +35,8 @@ def reading(n: int,                  # points of an axis
     own = min(size - 1, max(-(-before // step), (size - 1) // 2))        # the tap that an output meets at its own place
     first = own * step - before
     low = max(0, -first)
-    last = first + low + every * (count - 1)
-    missing = low, max(0, last + 1 - n - low)
-    return size - 1 - own, missing, range(first + low, last + 1, every)
+    rows = Rows(first + low, every, count)
+    return size - 1 - own, (low, larger(0, rows.last + 1 - n - low)), rows
 
 # %% ../../nbs/special_cases/10_convolution.ipynb #extend
 # the point of an axis of n that a point i beyond it repeats
@@ -49,7 +50,8 @@ def extended(x: Tensor,                            # (B, C, *S)
             ) -> Tensor:
     "A function on a larger domain. ValueError to wind twice around a ring, or to reflect beyond the other end."
     if mode == 'zeros':
-        return F.pad(x, [k for end in reversed(ends) for k in end]) if any(map(any, ends)) else x
+        there = all([surely(k == 0) for end in ends for k in end])
+        return x if there else F.pad(x, [k for end in reversed(ends) for k in end])
     for axis, (n, (before, after)) in enumerate(zip(x.shape[2:], ends), start=2):
         added = max(before, after)
         most = {'circular': n, 'reflect': n - 1}.get(mode, added)
@@ -106,7 +108,7 @@ class Convolution(_Convolution):
         "Outputs along each axis. ValueError where there are none."
         sizes = zip(shape, self.ends, self.spans, self.stride)
         counts = [(n + sum(end) - span - 1) // s + 1 for n, end, span, s in sizes]
-        if min(counts) < 1:
+        if any([decide(count < 1) for count in counts]):
             raise ValueError(f'an input of shape {tuple(shape)} with padding {self.ends} is smaller than the filter: '
                              f'{self.kernel_size} taps, {self.dilation} apart')
         return counts
@@ -199,7 +201,7 @@ def sizes(self: TransposedConvolution, shape, output_size, ndim: int) -> list[in
         if len(output_size) not in (self.ndim, ndim) or not possible:
             raise ValueError(f'output_size={list(output_size)} for an input of shape {tuple(shape)}: '
                              f'choose from {least} to {most}')
-    if min(sizes) < 1:
+    if any([decide(size < 1) for size in sizes]):
         raise ValueError(f'an input of shape {tuple(shape)} has no outputs: {sizes} with padding {self.padding}')
     return sizes
 

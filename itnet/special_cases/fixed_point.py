@@ -9,6 +9,9 @@ __all__ = ['moved', 'sweeps', 'solve']
 from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
+from torch.autograd.forward_ad import make_dual, unpack_dual
+from ..conv.derivatives import forward_mode
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #moved
 def moved(new: Tensor, old: Tensor         # (B, N, d)
@@ -46,6 +49,9 @@ def sweeps(F: Callable[[Tensor], Tensor],
                          'F is not causal, or dependence reaches further than `steps`')
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #adjoint
+_FIRST = ('second derivatives of a fixed point are not covered: do without create_graph, and without forward mode '
+          'where gradients are taken')
+
 class _Adjoint(torch.autograd.Function):
     "The identity on y = F(x), whose backward pass makes of the gradient that of the fixed point."
     @staticmethod
@@ -58,13 +64,42 @@ class _Adjoint(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         "The adjoint a = grad + (∂F/∂x)ᵀ a, by sweeps as well."
-        if torch.is_grad_enabled():
-            raise NotImplementedError('second derivatives of a fixed point are not covered: do without create_graph')
+        if torch.is_grad_enabled() or forward_mode(): raise NotImplementedError(_FIRST)
         y, x = ctx.saved_tensors
         def back(adjoint):
             return grad + torch.autograd.grad(y, x, adjoint, retain_graph=True, materialize_grads=True)[0]
         for adjoint in sweeps(back, grad, ctx.steps, ctx.tol): pass
         return adjoint, None, None, None
+
+# %% ../../nbs/special_cases/20_fixed_point.ipynb #forwards
+class _First(torch.autograd.Function):
+    "The identity on a tangent, which has no gradient: that of the solution tells whether one could be asked for."
+    @staticmethod
+    def forward(ctx, tangent, solution):
+        "The tangent, as it is."
+        return tangent.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        "Refused."
+        raise NotImplementedError(_FIRST)
+
+def _with_gradient(F, x: Tensor, steps: int | None, tol: float | None) -> Tensor:
+    "A solution with its gradient."
+    x = x.detach().requires_grad_()
+    return _Adjoint.apply(F(x), x, steps, tol)
+
+def _with_tangent(F, x: Tensor, y: Tensor, steps: int | None, tol: float | None) -> Tensor:
+    "y, the solution x with its gradient, with its tangent. NotImplementedError inside other transforms of torch.func."
+    stack = get_interpreter_stack() or []
+    if len(stack) > 1 or any(level.key() != TransformType.Jvp for level in stack): raise NotImplementedError(_FIRST)
+    zero = torch.zeros_like(x)
+    def sweep(t: Tensor) -> Tensor:
+        dot = unpack_dual(F(make_dual(x, t))).tangent
+        return zero if dot is None else dot
+    with torch.no_grad():
+        for dot in sweeps(sweep, zero, steps, tol): pass
+    return make_dual(y, _First.apply(dot, y) if y.requires_grad else dot)
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #solve
 def solve(F: Callable[[Tensor], Tensor],   # causal: step t of F(x) depends on steps before t; may close over others
@@ -77,8 +112,9 @@ def solve(F: Callable[[Tensor], Tensor],   # causal: step t of F(x) depends on s
     At most steps + 2 evaluations of F, and the memory of one. ValueError for an F that is not causal.
     """
     if x.ndim != 3: raise ValueError(f'x of shape {tuple(x.shape)}: expected (B, N, d)')
+    forward = forward_mode()
+    value = (lambda x: unpack_dual(F(x)).primal) if forward else F
     with torch.no_grad():
-        for x in sweeps(F, x.detach(), steps, tol): pass
-    if not torch.is_grad_enabled(): return x
-    x = x.detach().requires_grad_()
-    return _Adjoint.apply(F(x), x, steps, tol)
+        for x in sweeps(value, x.detach(), steps, tol): pass
+    y = _with_gradient(value, x, steps, tol) if torch.is_grad_enabled() and get_interpreter_stack() is None else x
+    return _with_tangent(F, x, y, steps, tol) if forward else y

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure, per_axis, safe_total
+from ..measure.sizes import decide
 from ..kernel.stationary import Taps
 from ..kernel.given import Table, Terms, skeleton
 from .case import SpecialCase, converts, refuse
@@ -55,7 +56,7 @@ def forward(self: AveragePool, input: Tensor) -> Tensor:
     "(B, C, *S) or (C, *S) -> the same with other sizes."
     sizes = _spatial_sizes(input, self.ndim)
     counts = [self.count(n, k, s, p) for n, k, s, p in zip(sizes, self.size, self.steps, self.ends)]
-    if min(counts) < 1:
+    if any([decide(count < 1) for count in counts]):
         raise ValueError(f'an input of shape {sizes} with padding {self.ends} is smaller than the window {self.size}')
     y = self.sums(input.reshape(-1, 1, *sizes), self.ends, counts)
     return (y / self.mass(input, sizes, counts)).reshape(*input.shape[:-self.ndim], *counts)

@@ -19,17 +19,17 @@ from ..kernel.given import Gates, Terms, skeleton
 from ..kernel.stationary import Taps
 from .case import SpecialCase, converts
 from .equality import Choose, Drawn, LayerCase, tensor
-from .linear_attention import _divides, _heads_of
+from .linear_attention import _LENGTHS, _divides, _heads_of
 
 # %% ../../nbs/special_cases/44_resolvents.ipynb #filter
 class RecursiveFilter(nn.Module):
-    "y_i = Σ_l a_l y_(i-l) + Σ_l b_l x_(i-l), channel by channel: an ARMA model, an IIR filter. Source: Oppenheim 1975."
+    "y_i = Σ_l a_l y_(i-l) + Σ_l b_l x_(i-l), channel by channel: an IIR filter, an ARMA model."
     def __init__(self, channels: int,
                  order: int = 2,                 # p, outputs that are fed back
                  taps: int = 2):                 # inputs that are read
         super().__init__()
-        self.a = nn.Parameter(torch.randn(channels, order) / (2 * order))                          # of lags 1 to p
-        self.b = nn.Parameter(torch.randn(channels, taps) / taps**.5)                              # of lags 0 to taps - 1
+        self.a = nn.Parameter(torch.randn(channels, order) / (2 * order))       # of lags 1 to p
+        self.b = nn.Parameter(torch.randn(channels, taps) / taps**.5)           # of lags 0 to taps - 1
 
     def forward(self, x: Tensor) -> Tensor:
         "One step after the other, (B, N, channels) -> (B, N, channels)."
@@ -61,7 +61,7 @@ class RecursiveFilterCase(SpecialCase):
 
 # %% ../../nbs/special_cases/44_resolvents.ipynb #vector
 class VectorAutoregression(nn.Module):
-    "h_i = Σ_l W_l h_(i-l) + x_i with full matrices W_1 … W_p; a linear RNN if p = 1. Source: Lütkepohl 2005, chapter 2."
+    "h_i = Σ_l W_l h_(i-l) + x_i with matrices W_1 … W_p; a linear RNN if p = 1. Source: Lütkepohl 2005."
     def __init__(self, channels: int, order: int = 1):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(order, channels, channels) / (2 * order * channels**.5))
@@ -103,7 +103,7 @@ class DeltaRule(nn.Module):
         "log α, (B, N, H); None: nothing is forgotten."
 
 class GatedDeltaRule(DeltaRule):
-    "The delta rule on a state that forgets as the input says. Source: Yang et al. 2024, Gated Delta Networks, equation 10."
+    "The delta rule on a state that forgets as the input says. Source: Yang et al. 2024, Gated Delta Networks."
     def __init__(self, dim: int, heads: int = 1, key_dim: int | None = None, value_dim: int | None = None):
         super().__init__(dim, heads, key_dim, value_dim)
         self.decay_proj, self.log_rate = nn.Linear(dim, heads), nn.Parameter(torch.zeros(heads))
@@ -126,7 +126,7 @@ def forward(self: DeltaRule,
     if mask is not None: beta, alpha = beta * mask[:, None], torch.where(mask[:, None], alpha, 1.)
     S, out = x.new_zeros(*v.shape[:2], v.shape[-1], k.shape[-1]), []
     for t in range(x.shape[1]):
-        b, kt, vt = beta[:, :, t, None, None], k[:, :, t, None], v[:, :, t, :, None]          # (B, H, 1, R), (B, H, d, 1)
+        b, kt, vt = beta[:, :, t, None, None], k[:, :, t, None], v[:, :, t, :, None]
         S = alpha[:, :, t, None, None] * S
         S = S - b * (S @ kt.mT) @ kt + b * vt @ kt
         out.append((S @ q[:, :, t, :, None]).squeeze(-1))
@@ -141,7 +141,7 @@ class DeltaRuleCase(SpecialCase):
         self.heads, self.log_decay = layer.heads, type(layer).log_decay.__get__(self)
 
     def kernel(self, x: Tensor, beta: Tensor) -> Kernel:
-        "q_i·k_j (∏ α) for j ≤ i, after the resolvent of -β_i k_i·k_j (∏ α) for j < i; of inputs (B, N, dim), β (B, H, N, 1)."
+        "q_i·k_j (∏ α), j ≤ i, after (1 + β_i k_i·k_j (∏ α), j < i)⁻¹; of inputs (B, N, dim) and β (B, H, N, 1)."
         q, k = (F.normalize(split_heads(proj(x), self.heads), dim=-1) for proj in (self.q_proj, self.k_proj))
         gate = self.log_decay(x)
         if gate is None: read, correct = (Terms(phi, k) for phi in (q, -beta * k))
@@ -155,8 +155,6 @@ class DeltaRuleCase(SpecialCase):
         return self.out_proj(merge_heads(y, x.shape[1:2]))
 
 # %% ../../nbs/special_cases/44_resolvents.ipynb #draws
-_LENGTHS = [1, 2, 7, 13, 31, 150]
-
 def _draw_filter(choose: Choose) -> Drawn:
     "A recursive filter on a line of some length."
     layer = RecursiveFilter(choose('channels', [1, 2, 5]), choose('order', [1, 2, 4]), choose('taps', [1, 3])).double()
@@ -192,6 +190,8 @@ CASES = [
               'causal; a state of d features per channel; what is written depends on what is read',
               ('dense', 'fft', 'scan'), 'N d²', 'DeltaRule, the recurrence of Yang et al. 2024',
               _draws_of_delta(DeltaRule, ['auto', 'dense', 'fft', 'scan'])),
-    LayerCase('gated delta rule', 'attention', 'q_i·k_j ∏_(j < t ≤ i) α_t, j ≤ i, after (1 + β_i k_i·k_j ∏ α_t, j < i)⁻¹',
-              'causal; a state of d features per channel; gates of the input, not of the state', ('dense', 'scan'), 'N d²',
-              'GatedDeltaRule, the recurrence of Yang et al. 2024', _draws_of_delta(GatedDeltaRule, ['auto', 'dense', 'scan']))]
+    LayerCase('gated delta rule', 'attention',
+              'q_i·k_j ∏_(j < t ≤ i) α_t, j ≤ i, after (1 + β_i k_i·k_j ∏ α_t, j < i)⁻¹',
+              'causal; a state of d features per channel; gates of the input, not of the state',
+              ('dense', 'scan'), 'N d²', 'GatedDeltaRule, the recurrence of Yang et al. 2024',
+              _draws_of_delta(GatedDeltaRule, ['auto', 'dense', 'scan']))]

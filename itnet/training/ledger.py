@@ -38,6 +38,7 @@ def flatten(config: dict, prefix: str = '') -> dict:
 def _scrub(v):
     "Nested values in which absolute paths have lost their folders."
     if isinstance(v, dict): return {k: _scrub(x) for k, x in v.items()}
+    if isinstance(v, (list, tuple)): return [_scrub(x) for x in v]
     return Path(v).name if isinstance(v, str) and Path(v).is_absolute() else v
 
 def config_hash(
