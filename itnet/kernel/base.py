@@ -17,7 +17,7 @@ from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
-from ..measure.sizes import decide, example, symbolic
+from ..sizes import decide, example, symbolic
 from .precision import HALF, promoted, single
 from .structure import Decay, Factors, Structure
 

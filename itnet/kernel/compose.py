@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measure.lags import Box, check_axes, intersect, lag_box, overlap
 from ..measure.measure import Measure, per_axis
 from ..measure.pairs import Pairs
-from ..measure.sizes import surely
+from ..sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel, batch_size, over_strips, strips
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from .. import rule as rules
 from ..measure.measure import Measure
-from ..measure.sizes import decide
+from ..sizes import decide
 from ..kernel.base import Kernel
 from .base import RULES, Cost, Mixing, Rule, checked, possible
 from .rates import Rates, current, expected
