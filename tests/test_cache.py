@@ -63,7 +63,7 @@ CHANGES = {
     "a parameter that is replaced": lambda k: setattr(k, "decay", nn.Parameter(k.decay.detach() + 1)),
     "a submodule that is replaced": another_net,
     "a submodule of another class": another_activation,
-    "submodules in another order": lambda k: k.net.insert(0, k.net.pop(1)) if False else k.net.append(nn.Tanh()),
+    "a submodule more": lambda k: k.net.append(nn.Tanh()),
     "an attribute": lambda k: setattr(k.net[1], "approximate", "tanh"),
     "a hook": lambda k: k.net.register_forward_hook(lambda m, args, out: 2 * out),
     "a method": lambda k: setattr(k, "of_lag", lambda lag: Implicit.of_lag(k, 2 * lag)),
@@ -90,10 +90,9 @@ def test_a_change_is_noticed(v, change, rule):
 def test_tensors_in_place_of_parameters(v, kind, periodic):
     line, kernel = Measure.sequence(N, periodic=periodic), kind()
     name, p = next(iter(kernel.named_parameters()))
-    if periodic and isinstance(kernel, Exponentials): kernel = kernel.restrict(6)
+    if periodic and isinstance(kernel, Exponentials): pytest.skip("not on a ring")
     for own in (torch.randn(p.shape), torch.zeros(p.shape)):
-        given = kernel.given(**{name: own}) if kernel.parts == () else None
-        if given is None: return
+        given = kernel.given(**{name: own})
         with cached_spectra():
             before = value(given, v, line)
             own.data.add_(.5)
@@ -163,7 +162,7 @@ def test_derivatives_and_maps_over_parameters(v, positive):
     kernel = implicit(positive)
     params = {name: p.detach() for name, p in kernel.named_parameters()}
     dots = {name: torch.ones_like(p) for name, p in params.items()}
-    f = lambda p: torch.func.functional_call(kernel, p, ((LINE, None, v, "fft"),)) if False else _with(kernel, p, v)
+    f = lambda p: with_parameters(kernel, p, v)
     many = {name: torch.stack([p, p + 1]) for name, p in params.items()}
     want = [torch.func.jvp(f, (params,), (dots,))[1], torch.vmap(f)(many)]
     with torch.no_grad(), cached_spectra():
@@ -172,7 +171,7 @@ def test_derivatives_and_maps_over_parameters(v, positive):
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, want)) and want[0].abs().max() > .01
 
 
-def _with(kernel, params, v):
+def with_parameters(kernel, params, v):
     class Call(nn.Module):
         def __init__(self):
             super().__init__()

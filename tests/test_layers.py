@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "itnet"
-LAYERS = [("data", "gpu", "measure"), ("conv",), ("kernel",), ("rule",), ("transform", "stream"),
+LAYERS = [("data", "gpu", "measure", "terminal"), ("conv",), ("kernel",), ("rule",), ("transform", "stream"),
           ("special_cases", "nets", "compression"), ("training",), ("recipes",), ("bench",), ("experiments",), ("cli",)]
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"conv": {"gpu"}}                             # a convolution is of use without kernels and measures

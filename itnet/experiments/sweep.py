@@ -198,7 +198,8 @@ def judge(case: RandomCase) -> list[tuple[str, str, float]]:
                 said = refusal(lambda: apply(kernel, measure, u, v, rule))
                 found.append((rule, 'refused' if said and why in said else f'refused without its reason: {said}', 0.))
             elif rule != 'auto' and not RULES[rule].exact:
-                found.append((rule, 'right' if apply(kernel, measure, u, v, rule).isfinite().all() else 'not finite', 0.))
+                y = apply(kernel, measure, u, v, rule)
+                found.append((rule, 'right' if y.isfinite().all() else 'not finite', 0.))
             else:
                 e = off(case.by_rule(rule), want)
                 found.append((rule, 'right' if e <= LARGEST_ERROR[case.dtype] else f'off by {e:.1e}', e))

@@ -54,7 +54,7 @@ def usable(x: Tensor) -> bool:
 def refuse_tangents(kernel: str) -> None:
     "NotImplementedError in forward mode, where a kernel would drop the tangents of its inputs."
     if forward_mode():
-        raise NotImplementedError(f'{kernel} has no forward-mode derivative: integrate by a rule, which takes torch then')
+        raise NotImplementedError(f'{kernel} has no forward-mode derivative: integrate by a rule, which takes torch')
 
 # %% ../../nbs/gpu/00_backend.ipynb #attempt
 FAILED: dict[str, str] = {}          # kernel -> why it does not run here: its first error, one line

@@ -36,7 +36,7 @@ def explain(kernel: Kernel,
             rates: Rates | None = None,       # default: those of the kernel's device
             mixing: Mixing | None = None      # how heads are matrices between channels, if they are
            ) -> str:
-    "The kernel's structure and all rules, cheapest first, the chosen one marked; a composition part by part."
+    "The kernel's structure and every rule in text, cheapest first, the chosen one marked; of compositions, each part."
     if mixing is None and len(kernel.sequence) > 1:
         return '\n\n'.join(f'{k}. {explain(part, measure, channels, batch, rates)}'
                            for k, part in enumerate(reversed(kernel.sequence), 1))
@@ -50,8 +50,8 @@ def explain(kernel: Kernel,
         if o.missing:
             lines.append(f'  {o.rule:12}no: needs {o.missing}')
             continue
-        how = RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
         flops = o.cost.once + batch * o.cost.flops
+        how = RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
         moved, held = batch * o.cost.moved / 2**20, batch * o.cost.held / 2**20
         lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{moved:10.1f}{held:10.1f}'
                      f'{o.seconds * 1e3:10.2f}  {how}')

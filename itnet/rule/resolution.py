@@ -69,7 +69,7 @@ def exact_rows(rows: Tensor, v: Tensor, phi: Tensor | None, kappa: Tensor, psi: 
                                      preserve_rng_state=False) for part in parts], 2).to(v.dtype)
 
 # %% ../../nbs/rule/27_resolution.ipynb #replaced
-def _replaced(y: Tensor, bad: Tensor, v: Tensor, *factors) -> Tensor:
+def _mended(y: Tensor, bad: Tensor, v: Tensor, *factors) -> Tensor:
     "y (B, H, N, d) with exact rows where bad (B|1, H, N, 1)."
     if not bad.any(): return y
     rows = bad.any(3).flatten(0, 1).any(0).nonzero().squeeze(1)
@@ -83,7 +83,7 @@ def _laid_out(d: Tensor, like: Tensor) -> Tensor:
     "d in memory of its own, with the strides that a graph expects."
     return torch.empty_like(like).copy_(d)
 
-def _run(y, *rest): return _laid_out(_replaced(y, *rest), y)
+def _run(y, *rest): return _laid_out(_mended(y, *rest), y)
 
 def _run_back(g, bad, v, phi, kappa, psi, *grid) -> tuple[Tensor, ...]:
     "Gradients of y, v, φ, κ and ψ; an empty tensor for a factor that is not there."
@@ -92,7 +92,7 @@ def _run_back(g, bad, v, phi, kappa, psi, *grid) -> tuple[Tensor, ...]:
     with torch.enable_grad():
         y, *leaves = [None if t is None else t.detach().requires_grad_() for t in (torch.zeros_like(g), *tensors)]
         there = [y, *(t for t in leaves if t is not None)]
-        found = iter(torch.autograd.grad(_replaced(y, bad, *leaves, *grid), there, g))
+        found = iter(torch.autograd.grad(_mended(y, bad, *leaves, *grid), there, g))
     return _laid_out(next(found), g), *(g.new_zeros(0) if t is None else _laid_out(next(found), t) for t in tensors)
 
 def _fake_back(g, bad, *rest):
@@ -178,6 +178,6 @@ def resolved(y: Tensor,                        # (B, H, N, d) the integral of v
     y = torch.where(bad, 0., y / safe(torch.where(bad, 1., z)))
     mapped = not torch.compiler.is_compiling() and get_interpreter_stack() is not None
     in_graph = _Exact.apply if mapped else torch.ops.itnet.exact_rows
-    run = _replaced if _branches(y) else in_graph
+    run = _mended if _branches(y) else in_graph
     first = [lo for lo, _ in f.box]
     return run(y, bad, v, phi, f.kappa, f.psi, list(measure.shape), list(measure.periodic), first)
