@@ -120,10 +120,6 @@ def _share(f: Factors, y: Tensor, first: int, count: int) -> Tensor:
     z = torch.fft.irfft(spectrum, size, 3)[:, :, :, m:m + count]
     return z.sum(2) if phi is None else (z * phi.mT.unsqueeze(-1)).sum(2)
 
-def _filled_up(x: Tensor, size: int) -> Tensor:
-    "(B, H, n, R) -> (B, H, size, R), zeros at the end."
-    return F.pad(x, (0, 0, 0, size - x.shape[2]))
-
 # %% ../../nbs/rule/44_series.ipynb #fft-cost
 @patch
 def cost(self: FftSolve, kernel: Kernel, measure: Measure, channels: int) -> Cost:
