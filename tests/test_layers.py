@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "itnet"
-LAYERS = [("data", "gpu", "measure", "terminal"), ("conv",), ("kernel",), ("rule",), ("transform", "stream"),
+LAYERS = [("sizes", "terminal"), ("data", "gpu", "measure"), ("conv",), ("kernel",), ("rule",), ("transform", "stream"),
           ("special_cases", "nets", "compression"), ("training",), ("recipes",), ("bench",), ("experiments",), ("cli",)]
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
-ONLY = {"conv": {"gpu"}}                             # a convolution is of use without kernels and measures
+ONLY = {"conv": {"gpu", "sizes"}}                            # a convolution is of use without kernels and measures
 BESIDE = {("stream", "transform")}                   # within one layer
 OBSERVERS = {"atlas", "testing", "pictures", "doctor", "interop", "docs"}        # look at all that is under experiments
 FACE = "__init__"

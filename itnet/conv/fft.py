@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..measure.sizes import example, larger, surely, symbolic
+from ..sizes import example, larger, surely, symbolic
 
 # %% ../../nbs/conv/00_fft.ipynb #fast-size
 def fast_size(n: int) -> int:

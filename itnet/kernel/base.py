@@ -16,7 +16,7 @@ from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
-from ..measure.sizes import decide, example, symbolic
+from ..sizes import decide, example, symbolic
 from .precision import HALF, parameters_of, promoted, shallow, single
 from .structure import Decay, Factors, Structure
 

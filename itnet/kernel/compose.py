@@ -14,7 +14,7 @@ from torch import Tensor
 from ..measure.lags import Box, check_axes, intersect, lag_box, overlap
 from ..measure.measure import Measure, per_axis
 from ..measure.pairs import Pairs
-from ..measure.sizes import surely
+from ..sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .base import Kernel, batch_size, over_strips, strips
 
@@ -187,7 +187,9 @@ def core(kernel: Kernel) -> Kernel:
 # %% ../../nbs/kernel/15_compose.ipynb #weights-to-sum
 def weights_to_sum(kernel: Kernel, measure: Measure) -> Measure:
     "The measure over which values are summed, after the kernel has read it: the largest weight 1 if normalised."
-    if not isinstance(kernel, Normalised) or measure.weight is None: return measure
+    inner = core(kernel).structure
+    if inner is kernel.structure or measure.weight is None: return measure
+    if inner.whole_rows or inner.normalised: return measure               # entries that depend on the unit themselves
     top = measure.weight.detach().flatten(1).amax(1).view(-1, *[1] * measure.ndim)
     return replace(measure, weight=measure.weight / torch.where(top > 0, top, 1.))
 

@@ -16,7 +16,6 @@ from torch._C._functorch import get_interpreter_stack
 from ..measure.lags import INFINITE, Box, intersect, lag_box, overlap
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from .precision import without_autocast
 from .structure import CAUSAL, Structure, _finite_part, _hull
 from .base import Kernel, batch_size, read, strips
 from .compose import Normalised, Wrapped, _Pair, core, keep
@@ -75,7 +74,7 @@ def after(self: Structure, other: Structure) -> Structure:
     hollow = bool(support) and s.causal and t.causal and (s.strictly_causal or t.strictly_causal)
     ring = (needs['span'], None if support is None else _finite_part(support), _endless(s.support), _endless(t.support))
     return Structure(rank=both(s.rank, t.rank), state=both(s.state, t.state), support=support, hollow=hollow,
-                     position_free=s.position_free and t.position_free, indirect=True, whole_rows=whole,
+                     position_free=s.position_free and t.position_free, indirect='in turn', whole_rows=whole,
                      **needs | dict(span=reduce(_hull, ring)))
 
 def _endless(support: Box | None) -> Box | None:
@@ -125,7 +124,7 @@ def between_channels(K: Tensor, channels: int) -> Tensor:
 def solve_unit(K: Tensor, x: Tensor) -> Tensor:
     "y = x + K y for matrices (…, n, n), of which only what is below the diagonal is read, and x (…, n, d)."
     dtype = torch.promote_types(torch.promote_types(K.dtype, x.dtype), torch.float32)
-    with without_autocast(x):
+    with torch.autocast(x.device.type, enabled=False):
         return torch.linalg.solve_triangular(-K.to(dtype), x.to(dtype), upper=False, unitriangular=True)
 
 # %% ../../nbs/kernel/25_resolvent.ipynb #bounded
@@ -168,7 +167,7 @@ class Resolvent(Kernel):
             raise ValueError(f'{kernel.heads} heads are not matrices between {channels} channels')
         apart = channels is None and not (s.whole_rows or s.normalised or s.indirect)
         super().__init__(kernel.heads, Structure(
-            rank=s.rank if apart else None, state=s.state if apart else None, support=CAUSAL, indirect=True,
+            rank=s.rank if apart else None, state=s.state if apart else None, support=CAUSAL, indirect='solved',
             dims=1, grid=s.grid, ordered=True, fixed=True))
         self.kernel, self.channels = kernel, channels
 

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs, Sampled
-from ..measure.sizes import alike, symbolic
+from ..sizes import alike, symbolic
 from .structure import CAUSAL, Decay, Structure
 from .compose import keep
 from .content import Content, split_heads

@@ -16,7 +16,7 @@ from ..measure.measure import Measure, per_axis
 from ..conv.cache import kept
 from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
-from ..measure.sizes import surely
+from ..sizes import surely
 from .structure import CAUSAL, Decay, Factors, Structure
 from .precision import parameters_of
 from .base import Kernel

@@ -29,7 +29,7 @@ class Structure:
     normalised: bool = False       # Σ_j w_j K(i, j) = 1
     state: int | None = None  # S terms Σ_s φ_s(i) e^{g_s(j+1) + ... + g_s(i)} ψ_s(j), j ≤ i; None: not of this form
     hollow: bool = False           # K(i, i) = 0, and the S terms hold for j < i
-    indirect: bool = False         # rank and state are those of its parts, which rules integrate in turn or solve for
+    indirect: str | None = None    # rank and state are those of its parts: integrated 'in turn', or 'solved' for
     whole_rows: bool = False       # a factor is normalised by itself, so that one entry needs its whole row
     dims: int | None = None        # needs: positions of so many coordinates; None: any
     grid: bool = False             # needs: neighbours on a grid
@@ -121,7 +121,7 @@ def within(self: Structure, support: Box) -> Structure:
     span = _hull(_hull(self.span, _finite_part(support)), _both_ways(support, self.support, given))
     keeps = support == CAUSAL and not whole and not self.indirect
     return replace(self, support=support, position_free=False, normalised=False, dot=self.dot and not self.normalised,
-                   rank=None if self.indirect else self.rank, indirect=False, whole_rows=whole,
+                   rank=None if self.indirect else self.rank, indirect=None, whole_rows=whole,
                    state=self.state if keeps else None, span=span)
 
 # %% ../../nbs/kernel/00_structure.ipynb #needs

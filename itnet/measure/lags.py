@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .measure import Measure
-from .sizes import alike, symbolic
+from ..sizes import alike, symbolic
 
 # %% ../../nbs/measure/20_lags.ipynb #box
 Box = tuple[tuple[int, int], ...]   # (smallest, largest) lag i - j along each axis

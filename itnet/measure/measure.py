@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .sizes import example, symbolic
+from ..sizes import example, symbolic
 
 # %% ../../nbs/measure/00_measure.ipynb #measure
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from .measure import Measure
 from .lags import Box, box_shape, check_axes, lag_box, on_box
-from .sizes import alike, larger, smaller, surely, symbolic
+from ..sizes import alike, larger, smaller, surely, symbolic
 
 # %% ../../nbs/measure/30_pairs.ipynb #pairs
 @dataclass(frozen=True, eq=False)

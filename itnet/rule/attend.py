@@ -12,7 +12,7 @@ from torch import Tensor
 from ..measure.lags import Box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..measure.sizes import smaller
+from ..sizes import smaller
 from ..kernel.structure import CAUSAL
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import core

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..measure.sizes import decide, surely
+from ..sizes import decide, surely
 from ..kernel.precision import without_autocast
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel

@@ -14,7 +14,7 @@ from ..gpu.backend import attempt, usable
 from ..measure.lags import lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..measure.sizes import smaller
+from ..sizes import smaller
 from ..kernel.structure import Factors
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import Normalised, core, row_integral, weights_to_sum

@@ -15,7 +15,7 @@ from ..conv.fft import direct_conv, holding_zero
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..measure.sizes import surely, symbolic
+from ..sizes import surely, symbolic
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, weights_to_sum
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`

@@ -50,7 +50,8 @@ def explain(kernel: Kernel,
         if o.missing:
             lines.append(f'  {o.rule:12}no: needs {o.missing}')
             continue
-        flops, how = o.cost.once + batch * o.cost.flops, RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
+        flops = o.cost.once + batch * o.cost.flops
+        how = RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
         moved, held = batch * o.cost.moved / 2**20, batch * o.cost.held / 2**20
         lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{moved:10.1f}{held:10.1f}'
                      f'{o.seconds * 1e3:10.2f}  {how}')

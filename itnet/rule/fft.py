@@ -19,7 +19,7 @@ from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
-from ..measure.sizes import example, larger, smaller
+from ..sizes import example, larger, smaller
 from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read

@@ -9,7 +9,7 @@ __all__ = ['mix', 'mixing_of']
 import torch
 from torch import Tensor
 from ..measure.measure import Measure
-from ..measure.sizes import decide
+from ..sizes import decide
 from ..kernel.base import Kernel
 from ..kernel.precision import in_single
 from .base import RULES, Mixing, Rows, checked

@@ -13,7 +13,7 @@ from importlib import import_module
 import torch
 from .. import rule as rules
 from ..measure.measure import Measure
-from ..measure.sizes import decide
+from ..sizes import decide
 from ..kernel.base import Kernel
 from ..kernel.precision import parameters_of
 from .base import RULES, Cost, Mixing, Rule, checked, possible

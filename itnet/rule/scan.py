@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..gpu.backend import attempt, usable
 from ..measure.measure import Measure
-from ..measure.sizes import smaller, surely, symbolic
+from ..sizes import smaller, surely, symbolic
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, safe, weights_to_sum

@@ -15,7 +15,6 @@ from torch import Tensor
 from ..conv.fft import fast_size
 from ..measure.lags import Box, on_box
 from ..measure.measure import Measure
-from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel
 from ..kernel.resolvent import bounded, solve_unit
@@ -52,7 +51,7 @@ class FftSolve(Rule):
         work, series = torch.promote_types(v.dtype, torch.float32), _is_series(kernel, measure)
         def run(v: Tensor, f: Factors, rows: Measure) -> Tensor:
             return _by_series(f.kappa, f.box, v) if series else _by_halves(f, rows, v)
-        with without_autocast(v):
+        with torch.autocast(v.device.type, enabled=False):
             y = with_factors(run, kernel.kernel, measure, u, v.to(work))
         return bounded(y.to(v.dtype), kernel, measure, u, v)
 
@@ -120,10 +119,6 @@ def _share(f: Factors, y: Tensor, first: int, count: int) -> Tensor:
     spectrum = torch.fft.rfft(x, size, 3) * torch.fft.rfft(kappa, size)[None, ..., None]
     z = torch.fft.irfft(spectrum, size, 3)[:, :, :, m:m + count]
     return z.sum(2) if phi is None else (z * phi.mT.unsqueeze(-1)).sum(2)
-
-def _filled_up(x: Tensor, size: int) -> Tensor:
-    "(B, H, n, R) -> (B, H, size, R), zeros at the end."
-    return F.pad(x, (0, 0, 0, size - x.shape[2]))
 
 # %% ../../nbs/rule/44_series.ipynb #fft-cost
 @patch

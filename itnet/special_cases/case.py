@@ -207,13 +207,17 @@ def integrals(model: nn.Module,
     return found
 
 # %% ../../nbs/special_cases/00_case.ipynb #integral-plan
+@patch(as_prop=True)
+def matrices(self: Integral) -> mixing.Mixing:
+    "How its heads mix channels, and at which points of the measure there are outputs."
+    groups = self.v.shape[-1] * self.y.shape[-1] // self.kernel.heads          # of G·O·C heads
+    return mixing.mixing_of(self.kernel, self.measure, self.v.shape, groups, self.every)
+
 @patch
 def plan(self: Integral) -> str:
     "Which rule integrates it, and why, in words."
     if self.by_heads: return explain(self.kernel, self.measure, self.v.shape[-1], len(self.v))
-    groups = self.v.shape[-1] * self.y.shape[-1] // self.kernel.heads          # of G·O·C heads
-    matrices = mixing.mixing_of(self.kernel, self.measure, self.v.shape, groups, self.every)
-    return explain(self.kernel, self.measure, batch=len(self.v), mixing=matrices)
+    return explain(self.kernel, self.measure, batch=len(self.v), mixing=self.matrices)
 
 # %% ../../nbs/special_cases/00_case.ipynb #explain
 def explain_integrals(model: nn.Module, example: tuple | dict) -> str:

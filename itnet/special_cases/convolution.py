@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure
-from ..measure.sizes import decide, larger, surely
+from ..sizes import decide, larger, surely
 from ..rule.base import Rows
 from ..kernel.stationary import Taps
 from ..kernel.given import skeleton

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd.forward_ad import make_dual, unpack_dual
-from ..conv.derivatives import forward_mode
+from ..gpu.backend import forward_mode
 
 # %% ../../nbs/special_cases/20_fixed_point.ipynb #moved
 def moved(new: Tensor, old: Tensor         # (B, N, d)

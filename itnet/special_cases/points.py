@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from ..rule.mixing import mixing_of
 from .case import SpecialCase
 from .dependence import Operation, Owners
 
@@ -115,11 +116,9 @@ def mix(self: _Probe, run, kernel, measure, v, groups=1, every=None):
     axes = tuple(range(1, v.ndim - 1))
     points = self.points_of(v, axes)
     y = self.quietly(run, kernel, measure, v, groups, every)
-    for axis, rows in enumerate(every or ()):
-        rows = range(v.shape[axis + 1])[::rows] if isinstance(rows, int) else rows
-        if points is not None and rows.step == 1: points = points.narrow(axis, rows.start, len(rows))
-        else: points = None
-    self.own(y, axes, points)
+    rows = mixing_of(kernel, measure, v.shape, groups, every).rows
+    same = points is not None and all(r.step == 1 for r in rows)
+    self.own(y, axes, points[tuple(r.slice for r in rows)] if same else None)
     return y
 
 # %% ../../nbs/special_cases/65_points.ipynb #points

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from ..measure.measure import Measure, per_axis, safe_total
-from ..measure.sizes import decide
+from ..sizes import decide
 from ..kernel.stationary import Taps
 from ..kernel.given import Table, Terms, skeleton
 from .case import SpecialCase, converts, refuse

@@ -71,10 +71,8 @@ def _at_outputs(x: Tensor, integral: Integral) -> Tensor:
     if integral.elsewhere:
         n = integral.y.shape[2]
         return x.index_select(1, torch.arange(n, device=x.device) * x.shape[1] // n)
-    for axis, rows in enumerate(integral.every or (), start=1):
-        kept = range(x.shape[axis])[::rows] if isinstance(rows, int) else rows
-        x = x.index_select(axis, torch.as_tensor(kept, device=x.device))
-    return x
+    if integral.every is None: return x
+    return x[:, *[rows.slice for rows in integral.matrices.rows]]
 
 class PositionFactor(Factor):
     "a and b are functions of the position; frees translation invariance."
