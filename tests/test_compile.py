@@ -3,14 +3,17 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch.export import Dim
 from itnet.kernel.content import Separable, Softmax
 from itnet.kernel.pairwise import Pairwise
 from itnet.kernel.selective import Selective
 from itnet.kernel.stationary import Exponentials, Implicit, Taps
 from itnet.measure.measure import Measure
-from itnet.rule.base import RULES, possible
 from itnet.special_cases.case import from_torch
 from itnet.special_cases.pretrained import from_pretrained_model
+from itnet.nets.presets import ITNetConfig
+from itnet.rule.plan import choose
+from itnet.rule.rates import built_in
 from itnet.transform import IntegralTransform
 
 D, H = 8, 2
@@ -41,78 +44,134 @@ def error(y, want):
     return ((y - want).norm() / want.norm()).item()
 
 
-def exact_rules(kernel):
-    return [name for name in possible(kernel, Measure.sequence(50)) if RULES[name].exact]
+def graphs(module, inputs, reference=None, bound=1e-5):
+    "How many graphs serve all inputs, without a break in any of them; the numbers are those of the module, or of a reference."
+    counter = CompileCounter()
+    fast, reference = torch.compile(module, backend=counter, fullgraph=True), reference or module
+    first = lambda y: y[0] if isinstance(y, tuple) else y
+    for x in inputs:
+        y, want = first(fast(*x)), first(reference(*x))
+        assert y.shape == want.shape and error(y, want) < bound, [t.shape for t in x if isinstance(t, torch.Tensor)]
+    return counter.frame_count
 
 
-@pytest.mark.parametrize("kernel", ["window", "taps", "linear attention", "attention in a window", "selective", "pairwise"])
-def test_auto_is_compiled_at_every_length(kernel):
-    layer, counter = IntegralTransform(D, KERNELS[kernel]()), CompileCounter()
-    fast = torch.compile(layer, backend=counter, fullgraph=True)
-    for n in (9, 50, 97):
-        u = torch.randn(2, n, D)
-        assert error(fast(u), layer(u)) < 1e-5, n
-    assert counter.frame_count <= 1 + len(exact_rules(layer.kernel))
+def functions(*sizes): return [(torch.randn(*size, D),) for size in sizes]
 
 
-@pytest.mark.parametrize("kernel, rule", [("readme", "dense"), ("window", "direct"), ("exponentials", "fft"), ("attention", "attend")])
-def test_a_named_rule_is_compiled_once_for_all_lengths(kernel, rule):
-    layer, counter = IntegralTransform(D, KERNELS[kernel](), rule=rule), CompileCounter()
-    fast = torch.compile(layer, backend=counter, fullgraph=True)
-    for n in (50, 61, 97):
-        u = torch.randn(2, n, D)
-        assert error(fast(u), layer(u)) < 1e-5, n
-    assert counter.frame_count == 2                                   # the first length, and all others
+@pytest.mark.parametrize("kernel, rule", [
+    ("readme", "dense"), ("window", "direct"), ("exponentials", "fft"), ("attention", "attend"), ("selective", "scan"), ("taps", "auto")])
+def test_two_graphs_serve_all_sizes(kernel, rule):
+    layer = IntegralTransform(D, KERNELS[kernel](), rule=rule)
+    assert graphs(layer, functions((2, 50), (3, 61), (4, 97), (3, 97))) == 2            # the first size, and all others
 
 
 def test_the_plan_changes_where_another_rule_is_cheaper():
-    layer, counter = IntegralTransform(D, KERNELS["readme"]()), CompileCounter()
-    fast = torch.compile(layer, backend=counter, fullgraph=True)
-    for n in (20, 31, 47, 64, 700, 1000, 1025, 2000, 2001, 3000, 4096, 5000):
-        u = torch.randn(2, n, D)
-        assert error(fast(u), layer(u)) < 1e-5, n
-    assert counter.frame_count == 3                                   # the first, dense, fft
+    layer = IntegralTransform(D, KERNELS["readme"]())
+    assert graphs(layer, functions(*((2, n) for n in (20, 31, 64, 1000, 1025, 2001, 5000)))) == 3        # the first, dense, fft
 
 
-def test_gradients_at_three_lengths():
-    layer, counter = IntegralTransform(D, KERNELS["readme"](), rule="fft"), CompileCounterWithBackend("aot_eager_decomp_partition")
+@pytest.mark.parametrize("kernel, rule", [("linear attention", "dense"), ("readme", "fft"), ("taps", "auto")])
+def test_gradients_at_three_lengths(kernel, rule):
+    layer, counter = IntegralTransform(D, KERNELS[kernel](), rule=rule).double(), CompileCounterWithBackend("aot_eager_decomp_partition")
     fast = torch.compile(layer, backend=counter, fullgraph=True)
     for n in (40, 53, 97):
-        u = torch.randn(2, n, D, requires_grad=True)
+        u = torch.randn(2, n, D, dtype=torch.float64, requires_grad=True)
         wanted = [u, *layer.parameters()]
         got, want = (torch.autograd.grad(f(u).square().sum(), wanted, allow_unused=True) for f in (fast, layer))
-        for g, w in zip(got, want): assert w is None and g is None or error(g, w) < 1e-4, n
+        for g, w in zip(got, want): assert w is None and g is None or error(g, w) < 1e-9, n
     assert counter.frame_count == 2
 
 
+def lines(**options): return [(torch.randn(b, n, D), Measure.sequence(n, **options)) for b, n in ((2, 20), (3, 27), (4, 41))]
+
+
+def masked():
+    return [(u, Measure.sequence(m.n, mask=torch.arange(m.n) < m.n - torch.arange(len(u))[:, None])) for u, m in lines()]
+
+
+@pytest.mark.parametrize("kernel, inputs", [
+    (lambda: Taps(H, 5), lambda: lines(periodic=True)), (KERNELS["readme"], masked), (KERNELS["pairwise"], lines),
+    (lambda: Separable(D, H) * Implicit(H, 4.).spectral_normalise(), lines), (lambda: Selective(D, H, 2, gates="feature"), lines)])
+def test_rings_masks_norms_and_gates_are_compiled(kernel, inputs):
+    assert graphs(IntegralTransform(D, kernel()), inputs()) == 2
+
+
+def test_the_backbone_is_compiled():
+    net = ITNetConfig(dim=16, depth=1, heads=2, hidden=16).build(causal=True).eval()
+    assert graphs(net, [(torch.randn(b, n, 16), Measure.sequence(n)) for b, n in ((2, 30), (3, 41), (4, 57))]) <= 3
+
+
+def exported(layer, example, sizes, strict=False):
+    return torch.export.export(layer, (torch.randn(*example, D),), dynamic_shapes={"u": dict(enumerate(sizes))}, strict=strict).module()
+
+
 @pytest.mark.parametrize("kernel, rule, strict", [
-    ("readme", "auto", True), ("readme", "auto", False), ("readme", "fft", False), ("implicit", "auto", False), ("window", "dense", False), ("taps", "direct", False),
+    ("readme", "auto", True), ("readme", "fft", False), ("implicit", "auto", False), ("window", "dense", False), ("taps", "direct", False),
     ("exponentials", "auto", False), ("linear attention", "auto", False), ("attention", "attend", False), ("attention in a window", "attend", False)])
 def test_exported_for_every_batch_and_length(kernel, rule, strict):
     layer = IntegralTransform(D, KERNELS[kernel](), rule=rule)
-    sizes = {0: torch.export.Dim("B"), 1: torch.export.Dim("N")}
-    program = torch.export.export(layer, (torch.randn(3, 60, D),), dynamic_shapes={"u": sizes}, strict=strict).module()
+    program = exported(layer, (3, 60), (Dim("B"), Dim("N")), strict)
     for shape in ((2, 13), (3, 60), (5, 97), (2, 1500)):              # the last one beyond what the example's rule is cheapest for
         u = torch.randn(*shape, D)
         assert error(program(u), layer(u)) < 1e-5, shape
 
 
+@pytest.mark.parametrize("kernel, tiled", [
+    (KERNELS["selective"], "scan"), (lambda: Pairwise(D, H, 8, positive=True).restrict(5).normalise(), "direct")])
+def test_what_is_cut_into_tiles_is_exported_for_whole_tiles_and_left_out_of_plans_for_others(kernel, tiled):
+    layer, n = IntegralTransform(D, kernel()), 2400
+    assert choose(layer.kernel, Measure.sequence(n), D // H, 2, built_in()) == tiled
+    program = exported(layer, (2, n), (Dim("B"), Dim("N")))
+    for shape in ((2, 13), (3, 100)):
+        u = torch.randn(*shape, D)
+        assert error(program(u), layer(u)) < 1e-5, shape
+    tile, layer.rule = {"scan": 64, "direct": 11}[tiled], tiled
+    program = exported(layer, (3, 5 * tile), (Dim("B"), tile * Dim("T", min=3)))
+    for shape in ((2, 3 * tile), (4, 20 * tile)):
+        u = torch.randn(*shape, D)
+        assert error(program(u), layer(u)) < 1e-5, shape
+
+
+def test_what_is_not_valid_is_refused_by_name_while_it_is_exported():
+    with pytest.raises(ValueError, match="rule 'scan' needs a finite state.*line of 60 points"):
+        exported(IntegralTransform(D, Softmax(D, H).restrict(causal=True), rule="scan"), (3, 60), (Dim("B"), Dim("N")))
+
+
 LAYERS = {
-    "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2), lambda n: (2, 3, n)),
-    "conv2d": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), lambda n: (2, 3, n, n + 3)),
-    "circular": (lambda: nn.Conv1d(3, 4, 3, padding="same", padding_mode="circular"), lambda n: (2, 3, n)),
-    "transposed": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), lambda n: (2, 3, n)),
-    "pool": (lambda: nn.AvgPool1d(3, 2, 1), lambda n: (2, 3, n)),
-    "pair": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1)), lambda n: (2, 3, n, n + 3)),
+    "conv1d": (lambda: nn.Conv1d(3, 4, 5, padding=2), lambda b, n: (b, 3, n)),
+    "circular": (lambda: nn.Conv1d(3, 4, 3, padding="same", padding_mode="circular"), lambda b, n: (b, 3, n)),
+    "reflected": (lambda: nn.Conv1d(4, 4, 3, padding=2, padding_mode="reflect", groups=2), lambda b, n: (b, 4, n)),
+    "transposed": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), lambda b, n: (b, 3, n)),
+    "pool": (lambda: nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False), lambda b, n: (b, 3, n)),
+    "pair": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1)), lambda b, n: (b, 3, n, n + 3)),
 }
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_converted_layers_are_compiled_at_three_sizes(name):
+def test_converted_layers_are_one_graph_for_all_sizes(name):
     make, shape = LAYERS[name]
     layer = make().eval()
     same = from_pretrained_model(layer) if name == "pair" else from_torch(layer)
-    fast = torch.compile(same.eval(), backend="eager")
-    for n in (12, 17, 30, 41):
-        x = torch.randn(*shape(n))
-        assert error(fast(x), layer(x)) < 1e-5, n
+    assert graphs(same.eval(), [(torch.randn(*shape(b, n)),) for b, n in ((2, 12), (3, 17), (4, 30), (3, 40))], layer) == 2
+
+
+class Output(nn.Module):
+    "The last hidden state of a network of the hub."
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x): return self.net(x).last_hidden_state
+
+
+def gpt2(t): return Output(t.GPT2Model(t.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)))
+def resnet(t): return Output(t.ResNetModel(t.ResNetConfig(embedding_size=4, hidden_sizes=[8], depths=[1], layer_type="basic")))
+
+
+@pytest.mark.parametrize("make, draw", [
+    (gpt2, lambda b, n: torch.randint(50, (b, n))), (resnet, lambda b, n: torch.randn(b, 3, n, n + 4)),
+    (lambda t: nn.TransformerEncoderLayer(D, H, 16, batch_first=True), lambda b, n: torch.randn(b, n, D))])
+def test_converted_networks_are_compiled_at_three_sizes(make, draw):
+    net = make(pytest.importorskip("transformers")).eval()
+    with torch.no_grad():
+        assert graphs(from_pretrained_model(net).eval(), [(draw(b, n),) for b, n in ((2, 20), (3, 27), (4, 41))], net, 1e-4) <= 3
