@@ -6,7 +6,6 @@
 __all__ = ['TILE', 'Kernel', 'entries', 'read', 'strips', 'over_strips', 'batch_size']
 
 # %% ../../nbs/kernel/10_base.ipynb #imports
-import copy
 from collections.abc import Callable
 import torch
 import torch.nn as nn
@@ -18,7 +17,7 @@ from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..measure.pairs import Pairs
 from ..sizes import decide, example, symbolic
-from .precision import HALF, promoted, single
+from .precision import HALF, promoted, shallow, single
 from .structure import Decay, Factors, Structure
 
 # %% ../../nbs/kernel/10_base.ipynb #kernel
@@ -201,6 +200,7 @@ def strips(kernel: Kernel, measure: Measure, batch: int,
 
 def _equal_strips(measure: Measure, shape: tuple[int, ...], per_row: int, at: Measure | None) -> list[Pairs]:
     "As many strips as the example needs, or up to twice as many, whole rows of the matrix each."
+    if torch.compiler.is_exporting(): return [Pairs.all(measure, at)]               # no cut is proved at all lengths
     n, count = shape[0], 1 << (-(-example(per_row * shape[0]) // TILE) - 1).bit_length()
     if count == 1 and decide(per_row * n <= TILE): return [Pairs.all(measure, at)]
     count = min(count, example(n))
@@ -221,8 +221,7 @@ def batch_size(*parts) -> int:
 @patch
 def given(self: Kernel, **tensors: Tensor) -> Kernel:
     "This kernel with tensors in place of its parameters. ValueError for a name it does not have, or another shape."
-    new = copy.copy(self)
-    new._parameters = dict(self._parameters)
+    new = shallow(self)
     for name, x in tensors.items():
         if name not in new._parameters:
             raise ValueError(f'{type(self).__name__} has no parameter {name!r}: choose from {list(self._parameters)}')

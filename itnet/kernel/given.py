@@ -6,7 +6,6 @@
 __all__ = ['Scores', 'Terms', 'Gates', 'Table', 'skeleton']
 
 # %% ../../nbs/kernel/70_given.ipynb #imports
-from functools import lru_cache
 import torch
 from torch import Tensor
 from ..measure.measure import Measure
@@ -128,7 +127,17 @@ class Table(Kernel):
     def mirrored(self): return Table(self.table.flip((2, 3)), self.structure.logarithmic)
 
 # %% ../../nbs/kernel/70_given.ipynb #skeleton
-@lru_cache(maxsize=None)
+class _Made: "Kernels without numbers, under names that say how they were made."
+
+def _make(kind: type[Kernel], args: tuple, options: tuple) -> str:
+    "Make a kernel without numbers, once. Returns its name."
+    name = f'{kind.__name__} {id(kind)} {args} {options}'
+    if not hasattr(_Made, name):
+        with torch.device('meta'): setattr(_Made, name, kind(*args, **dict(options)))
+    return name
+
+_make._dynamo_marked_constant = True         # torch.compile follows neither the device nor what a module is born with
+
 def skeleton(kind: type[Kernel], *args, **options) -> Kernel:
     "A kernel without numbers, made once, for `given` to put tensors in their place. Arguments are those of its class."
-    with torch.device('meta'): return kind(*args, **options)
+    return getattr(_Made, _make(kind, args, tuple(options.items())))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from ..sizes import symbolic
+from ..sizes import example, symbolic
 
 # %% ../../nbs/measure/00_measure.ipynb #measure
 @dataclass(frozen=True, eq=False)
@@ -72,8 +72,8 @@ def positions(self: Measure, device=None) -> Tensor:
 def describe(self: Measure) -> str:
     "The measure in words, as error texts and plans name it."
     has = dict(periodic=any(self.periodic), weighted=self.weight is not None, segments=self.segments is not None)
-    kind = f'{"line" if self.ndim == 1 else "grid"} of {" × ".join(f"{n:,}" for n in self.shape)} points'
-    if not self.regular: kind = f'set of {self.n:,} scattered points of {self.dims} coordinate{"s" * (self.dims != 1)}'
+    kind = f'{"line" if self.ndim == 1 else "grid"} of {" × ".join(f"{example(n):,}" for n in self.shape)} points'
+    if not self.regular: kind = f'set of {example(self.n):,} scattered points of {self.dims} coordinate{"s" * (self.dims != 1)}'
     return ', '.join([kind, *(name for name, there in has.items() if there)])
 
 # %% ../../nbs/measure/00_measure.ipynb #as-tuple

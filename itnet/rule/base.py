@@ -127,6 +127,10 @@ class Rule:
         "– Σ_j K(i, j) w_j v_j, (B, H, N, d), for v (B, H, N, d) and the u (B, *S, D) that the kernel reads."
         raise NotImplementedError(f'rule {self.name!r} does not integrate')
 
+    def exports(self, kernel: Kernel, measure: Measure) -> bool:
+        "– Whether `torch.export` can prove it right at all sizes for which the measure has symbols."
+        return True
+
     def describe(self, cost: Cost, kernel: Kernel, measure: Measure, rows: int) -> str:
         "How it would run, in words, where so many rows (batch elements times channels) share a filter."
         return self.ways[cost.way].words

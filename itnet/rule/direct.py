@@ -15,7 +15,7 @@ from ..conv.fft import direct_conv, holding_zero
 from ..measure.lags import box_shape, is_finite, lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..sizes import surely
+from ..sizes import surely, symbolic
 from ..kernel.base import Kernel, read
 from ..kernel.compose import core, weights_to_sum
 from ..kernel.correlation import Correlation      # for its method of all kernels, `correlation`
@@ -36,6 +36,8 @@ class DirectRule(Rule):
         return super().missing(kernel, measure, at, mixing) or lacking(
             ('a finite support', is_finite(s.support)), ('a grid, not scattered points', measure.regular),
             *of_the_lag(kernel, measure, mixing))
+
+    def exports(self, kernel, measure): return _same_everywhere(kernel, measure) or not symbolic(*measure.shape)
 
     def integrate(self, kernel: Kernel, measure: Measure, u: Tensor | None, v: Tensor,
                   at: Measure | None = None, u_at: Tensor | None = None) -> Tensor:

@@ -10,6 +10,7 @@ import math
 import pkgutil
 from dataclasses import dataclass
 from importlib import import_module
+import torch
 from .. import rule as rules
 from ..measure.measure import Measure
 from ..sizes import decide
@@ -76,6 +77,7 @@ def choose(kernel: Kernel, measure: Measure, channels: int, batch: int = 1, rate
     "Name of the cheapest rule that is valid and exact. ValueError if there is none."
     exact = [rule for rule in possible(kernel, measure, at, mixing) if RULES[rule].exact]
     if not exact: checked('dense', kernel, measure, at, mixing)
+    if torch.compiler.is_exporting(): exact = [rule for rule in exact if RULES[rule].exports(kernel, measure)] or exact
     if len(exact) == 1: return exact[0]
     table, best, least = (rates or current(device_of(kernel))).rates, exact[0], math.inf
     for rule in exact:

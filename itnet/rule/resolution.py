@@ -25,7 +25,7 @@ def _norms(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 def level(f: Factors, n: int) -> Tensor:       # (B|1, H, N|1, 1)
     "A bound on the root mean square of the terms of Σ_r φ_r (κ_r ∗ ψ_r) on n points, added up as φ has them."
-    (k1, k2), one = _norms(f.kappa.flatten(2), 2), math.sqrt(n)
+    (k1, k2), one = _norms(f.kappa.flatten(2), 2), n**.5
     p1, p2 = (n, one) if f.psi is None else _norms(f.psi, 2)                               # (B|1, H, R|1)
     size = (torch.minimum(k1 * p2, k2 * p1) / one).unsqueeze(2)
     return (size if f.phi is None else size * f.phi).sum(-1, keepdim=True)

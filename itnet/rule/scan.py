@@ -40,6 +40,8 @@ class ScanRule(Rule):
             ('a causal kernel', s.causal), ('a finite state', s.state is not None and not s.whole_rows),
             ('points of a line in increasing order', measure.ordered))
 
+    def exports(self, kernel, measure): return not symbolic(measure.n)
+
     def integrate(self, kernel: Kernel,
                   measure: Measure,              # a line in increasing order
                   u: Tensor | None,              # (B, N, D) what the kernel reads
