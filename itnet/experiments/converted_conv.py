@@ -28,7 +28,7 @@ from ..training.device import settled
 from ..measure.measure import Measure
 from ..kernel.correlation import Correlation
 from ..kernel.given import skeleton
-from ..rule.base import Cost, Mixing
+from ..rule.base import Cost, Mixing, Rows
 from ..rule.plan import RULES
 
 # %% ../../nbs/experiments/65_converted_conv.ipynb #case
@@ -72,7 +72,7 @@ CONV_RULES = tuple(name for name, rule in RULES.items() if rule.mixes)       # t
 def cost(self: TimedConv, rule: str) -> Cost:
     "What the plan counts for a rule, one element of the batch."
     groups = 1 if self.kind == 'full' else self.channels
-    mixing = Mixing(groups, self.channels // groups, self.channels // groups, (range(self.n),))
+    mixing = Mixing(groups, self.channels // groups, self.channels // groups, (Rows(0, 1, self.n),))
     return RULES[rule].mixing_cost(skeleton(Correlation, self.filters, self.taps), Measure.sequence(self.n), mixing)
 
 @patch
