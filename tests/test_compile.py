@@ -67,10 +67,10 @@ def test_two_graphs_serve_all_sizes(kernel, rule):
 
 def test_the_plan_changes_where_another_rule_is_cheaper():
     layer = IntegralTransform(D, KERNELS["readme"]())
-    assert graphs(layer, functions(*((2, n) for n in (20, 31, 64, 1000, 1025, 2001, 5000)))) == 3        # the first, dense, fft
+    assert graphs(layer, functions(*((2, n) for n in (20, 31, 64, 1025, 5000)))) == 3        # the first, dense, fft
 
 
-@pytest.mark.parametrize("kernel, rule", [("linear attention", "dense"), ("readme", "fft"), ("taps", "auto")])
+@pytest.mark.parametrize("kernel, rule", [("implicit", "dense"), ("readme", "fft"), ("taps", "auto")])
 def test_gradients_at_three_lengths(kernel, rule):
     layer, counter = IntegralTransform(D, KERNELS[kernel](), rule=rule).double(), CompileCounterWithBackend("aot_eager_decomp_partition")
     fast = torch.compile(layer, backend=counter, fullgraph=True)
@@ -90,7 +90,7 @@ def masked():
 
 
 @pytest.mark.parametrize("kernel, inputs", [
-    (lambda: Taps(H, 5), lambda: lines(periodic=True)), (KERNELS["readme"], masked), (KERNELS["pairwise"], lines),
+    (lambda: Taps(H, 5), lambda: lines(periodic=True)), (KERNELS["readme"], masked),
     (lambda: Separable(D, H) * Implicit(H, 4.).spectral_normalise(), lines), (lambda: Selective(D, H, 2, gates="feature"), lines)])
 def test_rings_masks_norms_and_gates_are_compiled(kernel, inputs):
     assert graphs(IntegralTransform(D, kernel()), inputs()) == 2
@@ -107,7 +107,7 @@ def exported(layer, example, sizes, strict=False):
 
 @pytest.mark.parametrize("kernel, rule, strict", [
     ("readme", "auto", True), ("readme", "fft", False), ("implicit", "auto", False), ("window", "dense", False), ("taps", "direct", False),
-    ("exponentials", "auto", False), ("linear attention", "auto", False), ("attention", "attend", False), ("attention in a window", "attend", False)])
+    ("linear attention", "auto", False), ("attention in a window", "attend", False)])
 def test_exported_for_every_batch_and_length(kernel, rule, strict):
     layer = IntegralTransform(D, KERNELS[kernel](), rule=rule)
     program = exported(layer, (3, 60), (Dim("B"), Dim("N")), strict)
@@ -143,7 +143,7 @@ LAYERS = {
     "reflected": (lambda: nn.Conv1d(4, 4, 3, padding=2, padding_mode="reflect", groups=2), lambda b, n: (b, 4, n)),
     "transposed": (lambda: nn.ConvTranspose1d(3, 4, 4, stride=2, padding=1), lambda b, n: (b, 3, n)),
     "pool": (lambda: nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False), lambda b, n: (b, 3, n)),
-    "pair": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1)), lambda b, n: (b, 3, n, n + 3)),
+    "pair": (lambda: nn.Sequential(nn.Conv1d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv1d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool1d(1)), lambda b, n: (b, 3, n)),
 }
 
 
