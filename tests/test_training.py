@@ -1,5 +1,6 @@
 "Training from outside: a task with a loss and a metric of its own, checkpoints that name what they must not, light imports."
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -177,3 +178,24 @@ def test_declarations_are_light():
         print(*heavy & sys.modules.keys())"""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
+
+
+def test_strided_convolutions_of_few_channels_keep_to_their_memory():
+    "Strided 1 × 1 convolutions, of a network and converted: gradients are right, and the heap is whole after them."
+    code = """
+import torch
+from torch import nn
+from itnet.nets.baselines import BasicBlock
+from itnet.special_cases.case import from_torch
+for channels in (1, 2, 3, 4, 7, 8):
+    torch.manual_seed(channels)
+    x = torch.randn(64, 8, 8, channels).movedim(-1, 1)
+    block, conv = BasicBlock(channels, 8, 2, 2), from_torch(nn.Conv2d(channels, 8, 1, 2))
+    for layer in (block, conv):
+        for u in (x, x, x, x.contiguous()): layer(u.clone().requires_grad_()).square().sum().backward()
+        def gradients(u): return torch.autograd.grad((layer(u) * torch.linspace(-1, 1, 64)[:, None, None, None]).sum(), [u, *layer.parameters()])
+        for got, want in zip(gradients(x.clone().requires_grad_()), gradients(x.contiguous().requires_grad_())):
+            assert (got - want).norm() <= 1e-4 * want.norm(), channels
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MALLOC_CHECK_": "3"})
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -85,13 +85,13 @@ class BasicBlock(nn.Module):
         self.branch = nn.Sequential(conv(dim, out, 3, stride, 1, bias=False), norm(out), nn.ReLU(),
                                     conv(out, out, 3, 1, 1, bias=False), norm(out))
         self.skip = nn.Identity()
-        if dim != out or stride > 1: self.skip = nn.Sequential(conv(dim, out, 1, stride, bias=False), norm(out))
+        if dim != out or stride > 1: self.skip = nn.Sequential(conv(dim, out, 1, bias=False), norm(out))
+        self.thinned = (..., *[slice(None, None, stride)] * dims)      # what a 1 × 1 convolution with a stride reads
         nn.init.zeros_(self.branch[-1].weight)      # each block starts as the identity (Goyal et al. 2017)
 
     def forward(self, x: Tensor) -> Tensor:
-        # torch 2.13: the gradient of a strided 1 × 1 convolution writes beyond its memory, if few channels come last
-        same = isinstance(self.skip, nn.Identity)
-        return F.relu(self.skip(x if same else x.contiguous()) + self.branch(x))
+        # thinned first: with a stride and few channels torch 2.13 writes beyond its memory in the gradient
+        return F.relu(self.skip(x[self.thinned]) + self.branch(x))
 
 # %% ../../nbs/nets/30_baselines.ipynb #resnet
 def check_stages(owner: str, dim: int, depth: tuple[int, ...]) -> None:
