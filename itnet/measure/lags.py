@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .measure import Measure
-from ..sizes import alike, symbolic
+from ..sizes import alike, surely, symbolic
 
 # %% ../../nbs/measure/20_lags.ipynb #box
 Box = tuple[tuple[int, int], ...]   # (smallest, largest) lag i - j along each axis
@@ -92,6 +92,10 @@ def on_box(values: Tensor,                 # (..., *L), one number per lag of `h
             at = torch.arange(lo, hi + 1, device=values.device) - a
             if ring: at = at % n
             missing = ((at < 0) | (at > b - a)).view(-1, *[1] * (p - 1 - axis))
+            if surely(b < a):                                                   # no lag at all: a past of a ring of one
+                shape = [*values.shape[:axis - p], len(at), *values.shape[values.ndim + axis - p + 1:]]
+                values = values.new_full(shape, outside)
+                continue
             values = values.index_select(axis - p, at.clamp(0, b - a)).masked_fill(missing, outside)
         else:
             # first more, then less
