@@ -143,7 +143,7 @@ def _readable(y: Tensor) -> bool:
     capturing = y.is_cuda and torch.cuda.is_current_stream_capturing()
     return not (torch.compiler.is_compiling() or capturing) and get_interpreter_stack() is None
 
-def bounded(y: Tensor, resolvent: 'Resolvent', measure: Measure, u: Tensor | None, v: Tensor | None = None) -> Tensor:
+def bounded(y: Tensor, resolvent: Kernel, measure: Measure, u: Tensor | None, v: Tensor | None = None) -> Tensor:
     "y. ValueError if it is not finite though K and v are: what has grown, and by how much per step."
     if not _readable(y) or y.isfinite().all() or v is not None and not v.isfinite().all(): return y
     gain = row_gain(resolvent.kernel, measure, u)
