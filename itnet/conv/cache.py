@@ -14,8 +14,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
-from torch.autograd import forward_ad
 from torch.nn.modules import module as hooks
+from ..gpu.backend import forward_mode
 
 # %% ../../nbs/conv/10_cache.ipynb #kept
 _kept: ContextVar[list | None] = ContextVar('kept', default=None)
@@ -35,7 +35,7 @@ def cached_spectra():
 def keeping() -> bool:
     "Whether results are kept now."
     if torch.compiler.is_compiling() or _kept.get() is None or torch.is_grad_enabled(): return False
-    if get_interpreter_stack() is not None or forward_ad._current_level >= 0: return False
+    if get_interpreter_stack() is not None or forward_mode(): return False
     if torch._C._len_torch_dispatch_stack() or torch._C._len_torch_function_stack(): return False
     return not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 

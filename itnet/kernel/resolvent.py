@@ -16,6 +16,7 @@ from torch._C._functorch import get_interpreter_stack
 from ..measure.lags import INFINITE, Box, intersect, lag_box, overlap
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from .precision import without_autocast
 from .structure import CAUSAL, Structure, _finite_part, _hull
 from .base import Kernel, batch_size, read, strips
 from .compose import Normalised, Wrapped, _Pair, core, keep
@@ -124,7 +125,7 @@ def between_channels(K: Tensor, channels: int) -> Tensor:
 def solve_unit(K: Tensor, x: Tensor) -> Tensor:
     "y = x + K y for matrices (…, n, n), of which only what is below the diagonal is read, and x (…, n, d)."
     dtype = torch.promote_types(torch.promote_types(K.dtype, x.dtype), torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return torch.linalg.solve_triangular(-K.to(dtype), x.to(dtype), upper=False, unitriangular=True)
 
 # %% ../../nbs/kernel/25_resolvent.ipynb #bounded

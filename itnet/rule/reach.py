@@ -6,7 +6,6 @@
 __all__ = ['reach', 'reached_from', 'finite', 'numbers', 'joined', 'contained']
 
 # %% ../../nbs/rule/05_reach.ipynb #imports
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from torch.nn import Parameter
 from torch._C._functorch import get_interpreter_stack
 from ..measure.lags import INFINITE, Box, lag_box, reached
 from ..measure.measure import Measure
+from ..kernel.precision import shallow
 from ..kernel.base import Kernel, strips
 from ..kernel.content import Projection
 
@@ -27,7 +27,7 @@ def _around(*boxes: Box) -> Box:
 def reach(kernel: Kernel) -> tuple[Box | None, Box | None]:
     "Lags at which a value can be seen, and those at which what the kernel reads of one point can; None: all."
     support = kernel.structure.support
-    parts = [k.structure.support for k in kernel.modules() if isinstance(k, Kernel) and k.structure.normalised]
+    parts = [k.structure.support for k in kernel.kernels() if k.structure.normalised]
     if support is None or None in parts: return support, None
     here = ((0, 0),) * len(support)
     short = [p.taps.structure.support for p in kernel.modules() if isinstance(p, Projection) and p.taps is not None]
@@ -72,9 +72,10 @@ def joined(y: Tensor, clean: Tensor, reached: Tensor) -> Tensor:
 def _cleaned(kernel: Kernel) -> Kernel:
     "A kernel with `numbers` of the tensors that it holds for its inputs."
     if not kernel.parts and kernel.held:
-        new = copy.copy(kernel)
-        new._parameters = {name: p for name, p in kernel._parameters.items() if name not in kernel.held}
-        for name in kernel.held: new.__dict__[name] = numbers(getattr(kernel, name))
+        new = shallow(kernel)
+        for name in kernel.held:
+            new._parameters.pop(name, None)
+            new.__dict__[name] = numbers(getattr(kernel, name))
         return new
     return kernel.rebuild(_cleaned) if any(leaf.held for leaf in kernel.leaves()) else kernel
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from torch._C._functorch import TransformType, get_interpreter_stack
 from ..measure.measure import Measure
 from ..kernel import base as kernels
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.compose import safe
 
@@ -63,7 +64,7 @@ def exact_rows(rows: Tensor, v: Tensor, phi: Tensor | None, kappa: Tensor, psi: 
     terms = max(kappa.shape[1], *(1 if t is None else t.shape[-1] for t in (phi, psi)))
     size = max(1, kernels.TILE // (max(1, len(v)) * v.shape[1] * v.shape[2] * terms))
     parts = rows.split(size)
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         if len(parts) == 1: return _some_rows(rows, x, phi, kappa, psi, *grid).to(v.dtype)
         return torch.cat([checkpoint(_some_rows, part, x, phi, kappa, psi, *grid, use_reentrant=False,
                                      preserve_rng_state=False) for part in parts], 2).to(v.dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..conv.fft import fast_size
 from ..measure.lags import Box, on_box
 from ..measure.measure import Measure
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel
 from ..kernel.resolvent import bounded, solve_unit
@@ -51,7 +52,7 @@ class FftSolve(Rule):
         work, series = torch.promote_types(v.dtype, torch.float32), _is_series(kernel, measure)
         def run(v: Tensor, f: Factors, rows: Measure) -> Tensor:
             return _by_series(f.kappa, f.box, v) if series else _by_halves(f, rows, v)
-        with torch.autocast(v.device.type, enabled=False):
+        with without_autocast(v):
             y = with_factors(run, kernel.kernel, measure, u, v.to(work))
         return bounded(y.to(v.dtype), kernel, measure, u, v)
 

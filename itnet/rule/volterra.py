@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
+from ..kernel.precision import without_autocast
 from ..kernel.structure import Decay
 from ..kernel.base import Kernel, batch_size, read, strips
 from ..kernel.resolvent import Resolvent, between_channels, bounded, solve_unit
@@ -83,7 +84,7 @@ def _next_rows(kernel: Kernel, pairs: Pairs, left, right, x: Tensor, y: Tensor, 
     before, here = K[..., :known - first], K[..., known - first:known - first + size]
     here = F.pad(here, (0, size - here.shape[-1]))
     z, earlier = x[:, :, known:known + size], y[:, :, first:first + before.shape[-1]]
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         if known: z = z + (before @ earlier.to(before.dtype))
         return solve_unit(here, z).to(x.dtype)
 
@@ -138,7 +139,7 @@ def solve_chunks(kernel: Kernel, measure: Measure, left, right, decay: Decay, v:
     if w is not None:
         w = line.cut(w, n)
         L, psi = L * w.mT, psi * w
-    with torch.autocast(v.device.type, enabled=False):
+    with without_autocast(v):
         P, U = solve_unit(L, phi), solve_unit(L, x)                  # y = U + P S, S the state before the chunk
         A, b = psi.to(P.dtype).mT @ P, psi.to(U.dtype).mT @ U        # which becomes g S + A S + b
         S, states = (torch.zeros_like(b[:, :, 0]) if start is None else start.to(b.dtype)), []
