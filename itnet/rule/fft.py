@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..conv.choice import choose_method, crop
 from ..conv.fft import convolve, fast_size
+from ..conv.mean import mean_conv
 from ..conv.op import gated_conv
 from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
@@ -27,17 +28,22 @@ from ..kernel.compose import Normalised, core, safe, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
-from .resolution import resolved
+from .resolution import branches, resolved, rounding
 
 # %% ../../nbs/rule/30_fft.ipynb #by-fft
 def _gated(x: Tensor, f: Factors, measure: Measure) -> Tensor:
     "Σ_r φ_r ⊙ (κ_r ∗ (ψ_r ⊙ x)) for x (B, H, N, d)."
     if f.kappa is None: return _low_rank(x, f)
-    heads = x.shape[1]
-    def grid(t):                                                                   # (B, H, d|R, *S)
-        return None if t is None else t.mT.expand(-1, heads, -1, -1).unflatten(-1, measure.shape)
-    kappa, origin = f.kappa.expand(heads, *f.kappa.shape[1:]), tuple(-lo for lo, _ in f.box)
-    return gated_conv(grid(x), kappa, grid(f.psi), grid(f.phi), origin, measure.periodic).flatten(3).mT
+    x, psi, phi = (_on_grid(t, x.shape[1], measure) for t in (x, f.psi, f.phi))
+    return gated_conv(x, _filter(f, x.shape[1]), psi, phi, _origin(f), measure.periodic).flatten(3).mT
+
+def _on_grid(t: Tensor | None, heads: int, measure: Measure) -> Tensor | None:
+    "(B, H, N, d|R) -> (B, H, d|R, *S)."
+    return None if t is None else t.mT.expand(-1, heads, -1, -1).unflatten(-1, measure.shape)
+
+def _filter(f: Factors, heads: int) -> Tensor: return f.kappa.expand(heads, *f.kappa.shape[1:])
+
+def _origin(f: Factors) -> tuple[int, ...]: return tuple(-lo for lo, _ in f.box)
 
 def _low_rank(x: Tensor, f: Factors) -> Tensor:
     "Σ_r φ_r Σ_j ψ_r x: one sum for all rows."
@@ -67,6 +73,23 @@ def with_factors(run: Callable,                # v (B, H, N, d), its factors and
     w = weights_to_sum(kernel, rows.measure).weight.to(v.dtype)[:, None, :, None]
     f = Factors(take(f.phi), f.kappa, w if f.psi is None else take(f.psi) * w, f.box)
     return turn(rows.put(turn(run(take(v), f, rows.measure)), turn(v)))
+
+# %% ../../nbs/rule/30_fft.ipynb #mean
+def _mean(v: Tensor, f: Factors, measure: Measure, seen: Tensor | None) -> Tensor | None:
+    "The integral divided by that of the constant 1, of one term per head; None where that takes more than one walk."
+    if f.kappa is None or f.psi is None or f.rank > 1 or len(f.psi) != len(v) or not branches(v): return None
+    heads, rows = v.shape[1], None if f.phi is None else _on_grid(f.phi != 0, v.shape[1], measure)
+    if seen is not None:
+        there = _on_grid(seen[:, None, :, None], heads, measure)
+        rows = there if rows is None else rows & there
+    x, psi = (_on_grid(t, heads, measure) for t in (v, f.psi))
+    y, z = mean_conv(x, _filter(f, heads), psi, rows, _origin(f), measure.periodic)
+    with torch.no_grad():
+        bad = z.flatten(3).mT < rounding(replace(f, phi=None), measure.n, z.dtype)
+        if rows is not None: bad = bad & rows.flatten(3).mT
+    if bad.any(): return None
+    y = y.flatten(3).mT
+    return y * f.phi if f.phi is not None and f.phi.requires_grad else y           # of no effect, but with a gradient: zero
 
 # %% ../../nbs/rule/30_fft.ipynb #fft
 class FftRule(Rule):
@@ -100,7 +123,9 @@ def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -
     # its scale cancels, so it must not round
     if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
-    y, z, seen = _gated(v, f, measure), _integral_of_one(v, f, measure), reached(measure, box)
+    seen = reached(measure, box)
+    if (y := _mean(v, f, measure, seen)) is not None: return y
+    y, z = _gated(v, f, measure), _integral_of_one(v, f, measure)
     y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
