@@ -15,12 +15,11 @@ from .run import _method_for
 from .workspace import _filters_in_basis, _add_groups, _walk_parts, work_dtype
 
 # %% ../../nbs/conv/45_mean.ipynb #quotient
-def _quotient(x: Tensor, k: Tensor, pre: Tensor, rows: Tensor | None, *rest) -> tuple[Tensor, Tensor]:
+def _quotient(x: Tensor, k: Tensor, pre: Tensor, least: Tensor, *rest) -> tuple[Tensor, Tensor]:
     "Mean and weight of `mean_conv` by two convolutions."
     z = gated_conv(x.new_ones(()).expand(len(x), x.shape[1], 1, *x.shape[3:]), k, pre, None, *rest)
-    if rows is not None: z = torch.where(rows, z, 1.)
-    y = gated_conv(x, k, pre, None, *rest) / z
-    return y if rows is None else torch.where(rows, y, 0.), z
+    z = torch.where(z < least, torch.inf, z)
+    return gated_conv(x, k, pre, None, *rest) / z, z
 
 # %% ../../nbs/conv/45_mean.ipynb #walk
 def _beside(z: Tensor, P: Tensor) -> Tensor:
@@ -35,16 +34,16 @@ def _one(t: Tensor) -> Tensor:
     return t if t.shape[2] == 1 else t.sum(2, keepdim=True)
 
 # %% ../../nbs/conv/45_mean.ipynb #forward
-def _means(way: Method, x: Tensor, k: Tensor, pre: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+def _means(way: Method, x: Tensor, k: Tensor, pre: Tensor, least: Tensor) -> tuple[Tensor, Tensor]:
     "y and z, part by part."
     y, z, dtype = torch.empty_like(x), torch.empty_like(pre), work_dtype(x, k)
     for groups, (K,) in _filters_in_basis(way, x, k, dtype):
         def work(rows, gates, sums, g):
-            (v,), (P, there), (Z,) = rows, gates, sums
+            (v,), (P, bound), (Z,) = rows, gates, sums
             out = way.conv(_beside(v, P), K[g])
-            Z.copy_(out[:, :, -1:] if there is None else torch.where(there > 0, out[:, :, -1:], 1.))
+            Z.copy_(out[:, :, -1:]).masked_fill_(Z < bound, torch.inf)
             return out[:, :, :-1] / Z
-        _walk_parts(way, work, y, (x,), (pre, rows), (z,), groups, dtype)
+        _walk_parts(way, work, y, (x,), (pre, least), (z,), groups, dtype)
     return y, z
 
 # %% ../../nbs/conv/45_mean.ipynb #backward
@@ -71,24 +70,24 @@ def _means_backward(way: Method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor,
 def _finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum(dtype=torch.float64).item() for t in tensors))
 
 class _Mean(torch.autograd.Function):
-    "y and z of x, k, pre and rows; z is a remark, without a gradient."
+    "y and z of x, k, pre and the least z; z is a remark, without a gradient."
     @staticmethod
-    def forward(ctx, x, k, pre, rows, *rest):
+    def forward(ctx, x, k, pre, least, *rest):
         way, _, taps = _method_for(x, k, *rest)
-        y, z = _means(way, x, taps, pre, rows)
-        ctx.save_for_backward(x, k, pre, rows, y, z)
+        y, z = _means(way, x, taps, pre, least)
+        ctx.save_for_backward(x, k, pre, least, y, z)
         ctx.rest = rest
         ctx.mark_non_differentiable(z)
         return y, z
 
     @staticmethod
     def backward(ctx, g, _):
-        x, k, pre, rows, y, z = ctx.saved_tensors
+        x, k, pre, least, y, z = ctx.saved_tensors
         if not torch.is_grad_enabled() and _eager(g, x, k, pre):
             way, keep, taps = _method_for(x, k, *ctx.rest)
             dx, dk, dpre = _means_backward(way, g, x, taps, pre, y, z)
             if _finite(dx, dk, dpre): return dx, _all_taps(dk, k, keep), dpre, None, None, None, None
-        return *_gradients_of_quotient(g, (x, k, pre), rows, ctx.rest), None, None, None, None
+        return *_gradients_of_quotient(g, (x, k, pre), least, ctx.rest), None, None, None, None
 
 # %% ../../nbs/conv/45_mean.ipynb #node-parts
 def _all_taps(dk: Tensor, k: Tensor, keep: tuple | None) -> Tensor:
@@ -98,31 +97,28 @@ def _all_taps(dk: Tensor, k: Tensor, keep: tuple | None) -> Tensor:
     whole[keep] = dk
     return whole
 
-def _gradients_of_quotient(g: Tensor, inputs: tuple[Tensor, ...], rows: Tensor | None, rest: tuple) -> tuple:
+def _gradients_of_quotient(g: Tensor, inputs: tuple[Tensor, ...], least: Tensor, rest: tuple) -> tuple:
     "Gradients of x, k and pre by the two operations, differentiable again where that is asked for."
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = inputs if again else [t.detach().requires_grad_() for t in inputs]
         need = [t for t in leaves if t.requires_grad]
-        found = iter(torch.autograd.grad(_quotient(*leaves, rows, *rest)[0], need, g, create_graph=again))
+        found = iter(torch.autograd.grad(_quotient(*leaves, least, *rest)[0], need, g, create_graph=again))
     return tuple(next(found) if t.requires_grad else None for t in leaves)
 
 # %% ../../nbs/conv/45_mean.ipynb #mean
 def mean_conv(x: Tensor,                         # (B, G, C, *S): C channels share filters and weights
               k: Tensor,                         # (G, 1, *L), positive
               pre: Tensor,                       # (B, G, 1, *S), positive: the weights p
-              rows: Tensor | None,               # (B|1, G, 1, *S) bool: points at which means are wanted; None: all
+              least: Tensor,                     # (B|1, G, 1, *S), or broadcast to it: where z is less, y is 0
               origin: tuple[int, ...],           # index of lag zero along each axis; may lie outside the filter
               ring: tuple[bool, ...],            # axes that close on themselves
               method: str = 'auto'               # one of METHODS, or the cheapest
-             ) -> tuple[Tensor, Tensor]:         # (B, G, C, *S), 0 at other points, and z (B, G, 1, *S), 1 there
-    """The mean (k ∗ (p ⊙ x)) / (k ∗ p), and its weight k ∗ p, which has no gradient. Arguments are not checked.
-
-    Where the weight is 0, or nothing but rounding, the quotient is not to be used.
-    """
+             ) -> tuple[Tensor, Tensor]:         # y (B, G, C, *S), and z (B, G, 1, *S), infinite where it is too small
+    "The mean y = (k ∗ (p ⊙ x)) / z with the weight z = k ∗ p, which has no gradient. Arguments are not checked."
     rest = tuple(origin), tuple(ring), method
     if _eager(x, k, pre) and x.numel():
-        y, z = _Mean.apply(x, k, pre, rows, *rest)
-        if _finite(y.detach()): return y if rows is None else torch.where(rows, y, 0.), z
-    y, z = _quotient(x, k, pre, rows, *rest)
+        y, z = _Mean.apply(x, k, pre, least.expand(-1, *pre.shape[1:]), *rest)
+        if _finite(y.detach()): return y, z
+    y, z = _quotient(x, k, pre, least, *rest)
     return y, z.detach()

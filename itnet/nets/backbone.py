@@ -18,7 +18,7 @@ class ITNet(nn.Module):
     def __init__(self,
                  dim: int,                # D
                  depth: int,              # blocks
-                 heads: int,              # H
+                 heads: int = 1,          # H, of the near kernel
                  **block                  # the further arguments of `ITBlock`
                 ):
         super().__init__()

@@ -7,6 +7,7 @@ __all__ = ['far_kernel', 'near_kernel', 'SwiGLU', 'check_heads', 'check_block', 
 
 # %% ../../nbs/nets/00_block.ipynb #imports
 import math
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -16,20 +17,22 @@ from ..measure.measure import Measure
 from ..measure.missing import fill_missing
 from ..kernel.base import Kernel
 from ..kernel.stationary import Implicit, Taps
-from ..kernel.content import ExpDot, Projection, Separable, merge_heads, split_heads
+from ..kernel.content import ExpDot, KeyWeight, Separable, merge_heads, split_heads, with_neighbours
 from ..rule.base import checked, possible
 from ..transform import apply
 from ..transform import check_input
 
 # %% ../../nbs/nets/00_block.ipynb #far
-def far_kernel(dim: int, heads: int,
-               rank: int,                    # R, content features per head
-               extent: float,                # range of the slowest head's κ at the start
-               dims: int = 1, causal: bool = False, short: int = 0
+def far_kernel(dim: int,
+               extent: float,                # range of the slowest κ at the start
+               dims: int = 1, causal: bool = False,
+               rank: int = 1,                # R: 1, a weight of each point for each channel; or features of each head
+               heads: int = 1, short: int = 0    # for R > 1
               ) -> Kernel:
-    "Positive, normalised separable × stationary kernel over the whole measure."
-    kappa = Implicit(heads, extent, dims, positive=True).restrict(causal=causal, dims=dims)
-    return (Separable(dim, heads, rank, short=short, causal=causal, dims=dims) * kappa).normalise()
+    "Positive, normalised separable × stationary kernel over the whole measure: of `dim` heads for R = 1."
+    content = KeyWeight(dim) if rank == 1 else Separable(dim, heads, rank, short=short, causal=causal, dims=dims)
+    kappa = Implicit(content.heads, extent, dims, positive=True).restrict(causal=causal, dims=dims)
+    return (content * kappa).normalise()
 
 # %% ../../nbs/nets/00_block.ipynb #near
 def near_kernel(dim: int, heads: int,
@@ -72,46 +75,63 @@ class ITBlock(nn.Module):
     "Gated near and far integral transforms, then a pointwise network, each with a residual."
     def __init__(self,
                  dim: int,                   # D
-                 heads: int,                 # H
-                 rank: int = 8,              # R, features per head of the far kernel
+                 heads: int = 1,             # H, of the near kernel, and of the far one if it has queries
+                 rank: int = 1,              # R, features per head of the far kernel; 1: one mean per channel, no queries
                  extent: float = 256.,       # initial range of the far kernel
-                 window: int = 8,            # range of the near kernel; 0: none
-                 short: int = 4,             # taps of the short convolution
+                 window: int = 0,            # range of the near kernel; 0: none
+                 short: int = 4,             # taps of the short convolution; 0: none
                  hidden: int | None = None,  # of the pointwise network; default 2·D
                  dims: int = 1, causal: bool = False, rule: str = 'auto'
                 ):
         super().__init__()
         hidden = 2 * dim if hidden is None else hidden
         check_block('ITBlock', dim, heads, rank, extent, window, short, hidden)
-        self.heads, self.rule = heads, rule
+        self.dim, self.heads, self.rank, self.rule = dim, heads, rank, rule
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.far = far_kernel(dim, heads, rank, extent, dims, causal, short)
+        self.far = far_kernel(dim, extent, dims, causal, rank, heads, short)
         self.near = near_kernel(dim, heads, window, dims, causal, short) if window else None
         self.gate = nn.Linear(dim, heads) if window else None
         if rule != 'auto': checked(rule, self.far, Measure.grid((2,) * dims))      # of any length
-        self.value = Projection(dim, dim, short, causal, dims)
-        self.z, self.out = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        integrands = dim * (2 if rank == 1 else 1)                                   # keys and values, or values
+        self.project, self.out = nn.Linear(dim, integrands + dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.taps = Taps(integrands, (short,) * dims, 0 if causal else None) if short else None
         self.mlp = SwiGLU(dim, hidden)
 
 # %% ../../nbs/nets/00_block.ipynb #forward
 @patch
-def mix(self: ITBlock, n: Tensor, measure: Measure) -> Tensor:
-    "Near and far field of the normalised input, gated: (B, *S, D) -> (B, *S, D)."
-    v = split_heads(self.value(n, measure), self.heads)
-    y = apply(self.far, measure, n, v, self.rule)
+def projected(self: ITBlock, n: Tensor, measure: Measure) -> tuple[Tensor | None, Tensor, Tensor]:
+    "Keys, values and z of the normalised input, (B, *S, D) -> (B, D, *S) each, from one product of matrices."
+    x = torch.bmm(self.project.weight.expand(len(n), -1, -1), n.flatten(1, -2).mT).unflatten(2, measure.shape)
+    x, z = x.split([x.shape[1] - self.dim, self.dim], 1)
+    if self.taps is not None: x = with_neighbours(x, self.taps, measure)
+    k, v = x.split(self.dim, 1) if self.rank == 1 else (None, x)
+    return k, v, z
+
+@patch
+def mix(self: ITBlock, n: Tensor, k: Tensor | None, v: Tensor, measure: Measure) -> Tensor:
+    "Near and far field, gated: the normalised input (B, *S, D), keys and values (B, D, *S) -> (B, D, *S)."
+    of = lambda heads: v.flatten(2).unflatten(1, (heads, -1)).mT                     # (B, H, N, d)
+    y = apply(self.far, measure, n if k is None else k.movedim(1, -1), of(self.far.heads), self.rule)
     if self.near is not None:
-        g = split_heads(self.gate(n), self.heads).sigmoid()                          # (B, H, N, 1)
+        y, g = y.mT.reshape(len(v), self.heads, -1, measure.n).mT, self.weigh(n)[..., None]
         rule = self.rule if self.rule in possible(self.near, measure) else 'auto'    # one that the window can do, too
-        y = g * y + (1 - g) * apply(self.near, measure, n, v, rule)
-    return merge_heads(y, measure.shape)
+        y = g * y + (1 - g) * apply(self.near, measure, n, of(self.heads), rule)
+    return y.mT.flatten(1, 2).unflatten(-1, measure.shape)
+
+@patch
+def weigh(self: ITBlock, n: Tensor) -> Tensor:
+    "How much the far field counts, 0 to 1, for the normalised input (B, *S, D): (B, H, N)."
+    return self.gate(n).sigmoid().flatten(1, -2).mT
 
 @patch
 def forward(self: ITBlock,
             u: Tensor,                       # (B, *S, D)
             measure: Measure
            ) -> Tensor:                      # (B, *S, D)
-    check_input(u, measure, self.z.weight)
+    check_input(u, measure, self.project.weight)
     u = fill_missing(u, measure)
     n = self.norm(u)
-    u = u + self.out(self.mix(n, measure) * F.silu(self.z(n)))
+    k, v, z = self.projected(n, measure)
+    y = (self.mix(n, k, v, measure) * F.silu(z)).flatten(2)
+    u = u + torch.bmm(y.mT, self.out.weight.mT.expand(len(y), -1, -1)).view_as(u)
     return u + self.mlp(self.norm_mlp(u))

@@ -20,10 +20,10 @@ class ITNetConfig:
     "ITNet: one architecture for every domain."
     dim: int = 128             # channels
     depth: int = 4             # blocks
-    heads: int = 4
-    rank: int = 8              # features per head of the far kernel
+    heads: int = 4             # of the near kernel, and of the far one if it has queries
+    rank: int = 1              # features per head of the far kernel; 1: one mean per channel, without queries
     extent: float = 256.       # initial range of the far kernel
-    window: int = 8            # range of the near kernel; 0: none
+    window: int = 0            # range of the near kernel; 0: none
     short: int = 4             # taps of the short convolution; 0: none
     hidden: int = 256          # of the pointwise network
     def __post_init__(self):

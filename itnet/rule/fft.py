@@ -28,7 +28,7 @@ from ..kernel.compose import Normalised, core, safe, weights_to_sum
 from .base import BYTES, Cost, Mixing, Rule, Way, lacking
 from .dense import weighted_factors
 from .direct import of_the_lag
-from .resolution import branches, resolved, rounding
+from .resolution import branches, mended, resolved, rounding
 
 # %% ../../nbs/rule/30_fft.ipynb #by-fft
 def _gated(x: Tensor, f: Factors, measure: Measure) -> Tensor:
@@ -75,21 +75,18 @@ def with_factors(run: Callable,                # v (B, H, N, d), its factors and
     return turn(rows.put(turn(run(take(v), f, rows.measure)), turn(v)))
 
 # %% ../../nbs/rule/30_fft.ipynb #mean
-def _mean(v: Tensor, f: Factors, measure: Measure, seen: Tensor | None) -> Tensor | None:
-    "The integral divided by that of the constant 1, of one term per head; None where that takes more than one walk."
-    if f.kappa is None or f.psi is None or f.rank > 1 or len(f.psi) != len(v) or not branches(v): return None
-    heads, rows = v.shape[1], None if f.phi is None else _on_grid(f.phi != 0, v.shape[1], measure)
-    if seen is not None:
-        there = _on_grid(seen[:, None, :, None], heads, measure)
-        rows = there if rows is None else rows & there
-    x, psi = (_on_grid(t, heads, measure) for t in (v, f.psi))
-    y, z = mean_conv(x, _filter(f, heads), psi, rows, _origin(f), measure.periodic)
-    with torch.no_grad():
-        bad = z.flatten(3).mT < rounding(replace(f, phi=None), measure.n, z.dtype)
-        if rows is not None: bad = bad & rows.flatten(3).mT
-    if bad.any(): return None
-    y = y.flatten(3).mT
-    return y * f.phi if f.phi is not None and f.phi.requires_grad else y           # of no effect, but with a gradient: zero
+def _mean(v: Tensor, phi: Tensor | None, f: Factors, measure: Measure, seen: Tensor | None) -> Tensor:
+    "The integral divided by that of the constant 1, of one term per head; rows where that is rounding are exact."
+    heads, wanted, least = v.shape[1], None, rounding(replace(f, phi=None), measure.n, f.psi.dtype)
+    for there in (None if f.phi is None else f.phi != 0, None if seen is None else seen[:, None, :, None]):
+        if there is not None: wanted = there if wanted is None else wanted & there                # (B|1, H|1, N, 1)
+    if wanted is not None: least = torch.where(wanted, least, torch.inf)
+    x, psi, least = (_on_grid(t.expand(-1, -1, measure.n, -1), heads, measure) for t in (v, f.psi, least))
+    y, z = mean_conv(x, _filter(f, heads), psi, least, _origin(f), measure.periodic)
+    y, rounded = y.flatten(3).mT, z.flatten(3).mT.isinf()
+    if wanted is not None: rounded = rounded & wanted
+    y = mended(y, rounded, v, phi, f.kappa, f.psi, measure.shape, measure.periodic, [lo for lo, _ in f.box])
+    return y * f.phi if f.phi is not None and f.phi.requires_grad else y           # no effect, but a gradient: zero
 
 # %% ../../nbs/rule/30_fft.ipynb #fft
 class FftRule(Rule):
@@ -124,10 +121,14 @@ def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -
     if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
     seen = reached(measure, box)
-    if (y := _mean(v, f, measure, seen)) is not None: return y
+    if _is_mean(v, f): return _mean(v, phi, f, measure, seen)
     y, z = _gated(v, f, measure), _integral_of_one(v, f, measure)
     y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
+
+def _is_mean(v: Tensor, f: Factors) -> bool:
+    "Whether heads have one term, whose weights are looked at while they are near."
+    return f.kappa is not None and f.psi is not None and f.rank == 1 and len(f.psi) == len(v) and branches(v)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
 _PACKED = WeakKeyDictionary()          # segments, and what `packed_rows` counted in them
