@@ -32,17 +32,16 @@ def level(f: Factors, n: int) -> Tensor:       # (B|1, H, N|1, 1)
     return (size if f.phi is None else size * f.phi).sum(-1, keepdim=True)
 
 def rounding(f: Factors, n: int, dtype: torch.dtype) -> Tensor:       # (B|1, H, N|1, 1)
-    "What a row's weight has to exceed, as `level` has it, to be more than rounding."
-    return 2 * torch.finfo(dtype).eps**.4 * level(f, n)
+    "What Σ_r φ_r (κ_r ∗ ψ_r) has to be at least on n points, to be more than rounding."
+    return 4 * torch.finfo(dtype).eps**.4 * level(f, n)
 
 # %% ../../nbs/rule/27_resolution.ipynb #at-lags
 def _at_pairs(kappa: Tensor,                   # (H, R|1, *L), at the lags of `first` and on
-              rows: Tensor,                    # (m,) numbers of points
+              rows: Tensor, points: Tensor,    # (m,) and (n,) numbers of points
               shape: tuple[int, ...], ring: tuple[bool, ...], first: tuple[int, ...]
-             ) -> Tensor:                      # (H, R|1, m, N)
-    "κ between some points and all."
+             ) -> Tensor:                      # (H, R|1, m, n)
+    "κ between some points and others."
     at, inside = 0, True
-    points = torch.arange(math.prod(shape), device=kappa.device)
     for n, size, lo, circle, i, j in zip(shape, kappa.shape[2:], first, ring or (False,) * len(shape),
                                          torch.unravel_index(rows, shape), torch.unravel_index(points, shape)):
         lag = i[:, None] - j - lo
@@ -50,10 +49,19 @@ def _at_pairs(kappa: Tensor,                   # (H, R|1, *L), at the lags of `f
         inside, at = inside & (lag >= 0) & (lag < size), at * size + lag.clamp(0, size - 1)
     return kappa.flatten(2)[:, :, at] * inside
 
+def _seen_by(rows: Tensor, taps: int, shape: tuple[int, ...], ring: tuple[bool, ...], first: tuple[int, ...]) -> slice:
+    "Points that rows in increasing order can see: of a line, those in reach of one of them; else all."
+    n = math.prod(shape)
+    if len(shape) > 1 or any(ring): return slice(0, n)
+    start = max(0, int(rows[0]) - first[0] - taps + 1)
+    return slice(start, max(start, min(n, int(rows[-1]) - first[0] + 1)))
+
 # %% ../../nbs/rule/27_resolution.ipynb #exact-rows
 def _some_rows(rows: Tensor, v: Tensor, phi: Tensor | None, kappa: Tensor, psi: Tensor | None, *grid) -> Tensor:
     "The mean of v (B, H, N, d) at some rows, (B, H, m, d)."
-    K = _at_pairs(kappa, rows, *grid)
+    some = _seen_by(rows, kappa.shape[2], *grid)
+    v, psi = v[:, :, some], None if psi is None else psi[:, :, some]
+    K = _at_pairs(kappa, rows, torch.arange(some.start, some.stop, device=kappa.device), *grid)
     near = None if phi is None else phi[:, :, rows]
     if K.shape[1] > 1 or near is None or psi is None:
         K = K[None] if near is None else K * near.mT.unsqueeze(-1)                         # (B|1, H, R|1, m, N)
@@ -77,7 +85,7 @@ def exact_rows(rows: Tensor, v: Tensor, phi: Tensor | None, kappa: Tensor, psi: 
 def mended(y: Tensor, bad: Tensor, v: Tensor, *factors) -> Tensor:
     "y (B, H, N, d) with exact rows where bad (B|1, H, N, 1)."
     if not bad.any(): return y
-    rows = bad.any(3).flatten(0, 1).any(0).nonzero().squeeze(1)
+    rows = bad.squeeze(3).flatten(0, 1).any(0).nonzero().squeeze(1)
     exact = torch.where(bad[:, :, rows], exact_rows(rows, v, *factors), y[:, :, rows])
     return y.index_copy(2, rows, exact)
 
