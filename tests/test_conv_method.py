@@ -11,7 +11,7 @@ from itnet.conv.fft import direct_conv
 from itnet.conv.methods import METHODS, Method
 from itnet.conv.op import fft_conv, gated_fft_conv
 
-BUILT_IN = ["fft", "direct", "toeplitz", "blocks"]
+BUILT_IN = ["fft", "direct", "toeplitz", "blocks", "whole"]
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_it_is_chosen_where_it_fits_and_forgotten_afterwards():
         assert list(METHODS) == [*BUILT_IN, "dense"]
         assert isinstance(choose_method(line(), 3), Dense)
         assert "dense" not in candidates(crop((4, 4), (3, 3), (1, 1), (False, False))[0])
-        assert candidates(crop((4,), (3,), (1,), (True,))[0]).keys() == {"fft"}
+        assert candidates(crop((4,), (3,), (1,), (True,))[0]).keys() == {"fft", "whole"}
     finally: del METHODS["dense"]
     assert list(METHODS) == BUILT_IN and choose_method(line(), 3) == before
     assert "dense" not in message(method="dense").split(":")[1]

@@ -7,7 +7,7 @@ __all__ = ['crop', 'candidates', 'choose_method', 'explain_conv']
 
 # %% ../../nbs/conv/30_choice.ipynb #imports
 from functools import lru_cache
-from . import windows         # for its methods: they are known once they are defined
+from . import matrix, windows         # for their methods: they are known once they are defined
 from .fft import taps_in_reach
 from .methods import METHODS, Line, Method
 

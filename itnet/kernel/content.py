@@ -64,7 +64,7 @@ def with_neighbours(x: Tensor,                 # (B, C, *S)
     origin = tuple(-lo for lo, _ in box)
     itself = weight.new_zeros(weight.shape[1:])
     itself[origin] = 1.
-    y = gated_conv(x.unsqueeze(2), (weight + itself).unsqueeze(1), None, None, origin, measure.periodic, 'direct')
+    y = gated_conv(x.unsqueeze(2), (weight + itself).unsqueeze(1), None, None, origin, measure.periodic)
     return y.squeeze(2)
 
 # %% ../../nbs/kernel/40_content.ipynb #shifted-sum

@@ -14,7 +14,7 @@ from ..gpu.backend import attempt, usable
 from ..measure.lags import lag_box
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from ..sizes import smaller
+from ..sizes import larger, smaller
 from ..kernel.structure import Factors
 from ..kernel.base import TILE, Kernel, batch_size, over_strips, read, strips
 from ..kernel.compose import Normalised, core, row_integral, weights_to_sum
@@ -42,7 +42,8 @@ class DenseRule(Rule):
         p, f, held = per_pair(kernel, measure, channels)
         points, pairs = kernel.heads * measure.n, kernel.heads * measure.n**2
         tile = (held + 2) * smaller(pairs, TILE // kernel.work(measure.regular))
-        return Cost('dense', pairs * (p + 2 * channels), BYTES * (pairs * 2 * (held + 1) + points * (f + channels)),
+        products = 2 * larger(channels, 16)          # with fewer, a product waits for the entries that it reads
+        return Cost('dense', pairs * (p + products), BYTES * (pairs * 2 * (held + 1) + points * (f + channels)),
                     BYTES * (tile + points * (f + channels)))
 
     def integrate(self, kernel: Kernel,
