@@ -41,7 +41,8 @@ def _means(way: Method, x: Tensor, k: Tensor, pre: Tensor, least: Tensor) -> tup
         def work(rows, gates, sums, g):
             (v,), (P, bound), (Z,) = rows, gates, sums
             out = way.conv(_beside(v, P), K[g])
-            Z.copy_(out[:, :, -1:]).masked_fill_(Z < bound, torch.inf)
+            small = Z.copy_(out[:, :, -1:]) < bound
+            if small.any(): Z.masked_fill_(small, torch.inf)
             return out[:, :, :-1] / Z
         _walk_parts(way, work, y, (x,), (pre, least), (z,), groups, dtype)
     return y, z
@@ -67,7 +68,7 @@ def _means_backward(way: Method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor,
     return dx, torch.cat(parts).unsqueeze(1).to(k.dtype), dpre
 
 # %% ../../nbs/conv/45_mean.ipynb #node
-def _finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum(dtype=torch.float64).item() for t in tensors))
+def _finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum().item() for t in tensors))
 
 class _Mean(torch.autograd.Function):
     "y and z of x, k, pre and the least z; z is a remark, without a gradient."

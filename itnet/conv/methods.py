@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'PASSES', 'PRODUCT', 'TRANSFORM', 'ODD', 'SMALL', 'TAP', 'CALL', 'Line', 'Method', 'transform_cost',
-           'by_axis', 'Fft', 'Direct']
+           'by_axis', 'Fft', 'over_rows', 'Direct']
 
 # %% ../../nbs/conv/20_methods.ipynb #imports
 import itertools
@@ -159,6 +159,11 @@ class Fft(Method, name='fft'):
         return z[(..., *(slice(n) for n in self.shape))]
 
 # %% ../../nbs/conv/20_methods.ipynb #fft-work
+def over_rows(t: Tensor) -> Tensor:                                # (b, g, c, *F) -> (g, *F)
+    "The sum over all rows that a filter serves, one axis at a time: complex numbers are slow to sum over two."
+    t = t.sum(0) if len(t) > 1 else t[0]
+    return t.sum(1) if t.shape[1] > 1 else t[:, 0]
+
 @patch
 def basis(self: Fft, k: Tensor) -> Tensor:                         # (g, *L) -> (g, 1, *F)
     if not any(self.first): return self.spectrum(k).unsqueeze(1)
@@ -172,7 +177,7 @@ def conv(self: Fft, z: Tensor, K: Tensor) -> Tensor: return self.points(self.spe
 def adjoint(self: Fft, z: Tensor, w: Tensor, K: Tensor, again: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
     Z, W = self.spectrum(z), self.spectrum(w)
     y = self.points(Z * K) if again else None
-    dK = Z.conj_physical_().mul_(W).sum((0, 2)).unsqueeze(1)
+    dK = over_rows(Z.conj_physical_().mul_(W)).unsqueeze(1)
     del Z                                                          # its memory, still in the cache, takes the result
     return self.points(W.mul_(K.conj_physical())), dK, y
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .fft import fast_size
-from .methods import PASSES, PRODUCT, Fft, Line, Method, transform_cost
+from .methods import PASSES, PRODUCT, Fft, Line, Method, over_rows, transform_cost
 
 # %% ../../nbs/conv/22_windows.ipynb #cuts
 def _overlap(n: int, start: int, length: int) -> tuple[slice, slice]:
@@ -211,7 +211,7 @@ def adjoint(self: Blocks, z: Tensor, w: Tensor, K: Tensor, again: bool = False) 
     dK = []
     for j, (windows, blocks) in enumerate(self.meetings()):
         dz[..., windows, :].addcmul_(K[..., j:j + 1, :], W[..., blocks, :])
-        dK.append((Z[..., windows, :] * W[..., blocks, :]).sum((0, 2, 3)))
+        dK.append(over_rows(Z[..., windows, :] * W[..., blocks, :]).sum(1))
     return self.overlap_add(dz), torch.stack(dK, 1).unsqueeze(1), y
 
 @patch

@@ -92,20 +92,23 @@ class ITBlock(nn.Module):
         self.near = near_kernel(dim, heads, window, dims, causal, short) if window else None
         self.gate = nn.Linear(dim, heads) if window else None
         if rule != 'auto': checked(rule, self.far, Measure.grid((2,) * dims))      # of any length
-        integrands = dim * (2 if rank == 1 else 1)                                   # keys and values, or values
-        self.project, self.out = nn.Linear(dim, integrands + dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.taps = Taps(integrands, (short,) * dims, 0 if causal else None) if short else None
+        integrands = 2 if rank == 1 else 1                                           # keys and values, or values
+        self.project, self.out = nn.Linear(dim, (integrands + 1) * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        smooth = lambda: Taps(dim, (short,) * dims, 0 if causal else None)
+        self.taps = nn.ModuleList(smooth() for _ in range(integrands)) if short else None
         self.mlp = SwiGLU(dim, hidden)
 
 # %% ../../nbs/nets/00_block.ipynb #forward
 @patch
 def projected(self: ITBlock, n: Tensor, measure: Measure) -> tuple[Tensor | None, Tensor, Tensor]:
     "Keys, values and z of the normalised input, (B, *S, D) -> (B, D, *S) each, from one product of matrices."
-    x = torch.bmm(self.project.weight.expand(len(n), -1, -1), n.flatten(1, -2).mT).unflatten(2, measure.shape)
-    x, z = x.split([x.shape[1] - self.dim, self.dim], 1)
-    if self.taps is not None: x = with_neighbours(x, self.taps, measure)
-    k, v = x.split(self.dim, 1) if self.rank == 1 else (None, x)
-    return k, v, z
+    parts = [_product(w, n.flatten(1, -2).mT).unflatten(2, measure.shape) for w in self.project.weight.split(self.dim)]
+    if self.taps is not None: parts = [*map(with_neighbours, parts, self.taps, [measure] * len(self.taps)), parts[-1]]
+    return parts if self.rank == 1 else (None, *parts)
+
+def _product(w: Tensor, x: Tensor) -> Tensor:
+    "w (E, D) times x (B, D, N), without a copy of either."
+    return torch.bmm(w.expand(len(x), -1, -1), x)
 
 @patch
 def mix(self: ITBlock, n: Tensor, k: Tensor | None, v: Tensor, measure: Measure) -> Tensor:
@@ -132,6 +135,6 @@ def forward(self: ITBlock,
     u = fill_missing(u, measure)
     n = self.norm(u)
     k, v, z = self.projected(n, measure)
-    y = (self.mix(n, k, v, measure) * F.silu(z)).flatten(2)
-    u = u + torch.bmm(y.mT, self.out.weight.mT.expand(len(y), -1, -1)).view_as(u)
+    y = _product(self.out.weight, (self.mix(n, k, v, measure) * F.silu(z)).flatten(2))
+    u = u + y.mT.view_as(u)
     return u + self.mlp(self.norm_mlp(u))
