@@ -26,12 +26,13 @@ from ..transform import check_input
 def far_kernel(dim: int,
                extent: float,                # range of the slowest κ at the start
                dims: int = 1, causal: bool = False,
-               rank: int = 1,                # R: 1, a weight of each point for each channel; or features of each head
-               heads: int = 1, short: int = 0    # for R > 1
+               rank: int = 1,                # R: 1, weights of points; more: features of queries and keys
+               heads: int = 1,               # H
+               short: int = 0                # taps of the short convolution, for R > 1
               ) -> Kernel:
-    "Positive, normalised separable × stationary kernel over the whole measure: of `dim` heads for R = 1."
-    content = KeyWeight(dim) if rank == 1 else Separable(dim, heads, rank, short=short, causal=causal, dims=dims)
-    kappa = Implicit(content.heads, extent, dims, positive=True).restrict(causal=causal, dims=dims)
+    "Positive, normalised separable × stationary kernel over the whole measure; for R = 1 it reads keys, one per head."
+    content = KeyWeight(heads) if rank == 1 else Separable(dim, heads, rank, short=short, causal=causal, dims=dims)
+    kappa = Implicit(heads, extent, dims, positive=True).restrict(causal=causal, dims=dims)
     return (content * kappa).normalise()
 
 # %% ../../nbs/nets/00_block.ipynb #near
@@ -62,13 +63,14 @@ def check_heads(dim: int, heads: int, even: bool = False) -> None:
     if dim % (2 * heads if even else heads):
         raise ValueError(f'{dim} channels cannot be split into {heads} heads' + (' of even size' if even else ''))
 
-def check_block(owner: str, dim: int, heads: int, rank: int, extent: float, window: int, short: int, hidden: int
-               ) -> None:
+def check_block(owner: str, dim: int, heads: int, share: int, rank: int, extent: float, window: int, short: int,
+                hidden: int) -> None:
     "ValueError, naming the size, unless a block can have these."
-    check_sizes(owner, dim=dim, heads=heads, rank=rank, hidden=hidden)
+    check_sizes(owner, dim=dim, heads=heads, share=share, rank=rank, hidden=hidden)
     check_sizes(owner, least=0, window=window, short=short)
     if not 0 < extent < math.inf: raise ValueError(f'{owner}.extent must be a number above 0, got {extent!r}')
     check_heads(dim, heads)
+    if dim % share: raise ValueError(f'{dim} channels cannot be split into groups of {owner}.share = {share}')
 
 # %% ../../nbs/nets/00_block.ipynb #block
 class ITBlock(nn.Module):
@@ -76,7 +78,8 @@ class ITBlock(nn.Module):
     def __init__(self,
                  dim: int,                   # D
                  heads: int = 1,             # H, of the near kernel, and of the far one if it has queries
-                 rank: int = 1,              # R, features per head of the far kernel; 1: one mean per channel, no queries
+                 share: int = 1,             # channels that have a key and κ in common in the far field
+                 rank: int = 1,              # R, features per head of the far kernel; beyond 1 it has H heads and queries
                  extent: float = 256.,       # initial range of the far kernel
                  window: int = 0,            # range of the near kernel; 0: none
                  short: int = 4,             # taps of the short convolution; 0: none
@@ -85,24 +88,24 @@ class ITBlock(nn.Module):
                 ):
         super().__init__()
         hidden = 2 * dim if hidden is None else hidden
-        check_block('ITBlock', dim, heads, rank, extent, window, short, hidden)
+        check_block('ITBlock', dim, heads, share, rank, extent, window, short, hidden)
         self.dim, self.heads, self.rank, self.rule = dim, heads, rank, rule
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.far = far_kernel(dim, extent, dims, causal, rank, heads, short)
+        self.far = far_kernel(dim, extent, dims, causal, rank, dim // share if rank == 1 else heads, short)
         self.near = near_kernel(dim, heads, window, dims, causal, short) if window else None
         self.gate = nn.Linear(dim, heads) if window else None
         if rule != 'auto': checked(rule, self.far, Measure.grid((2,) * dims))      # of any length
-        integrands = 2 if rank == 1 else 1                                           # keys and values, or values
-        self.project, self.out = nn.Linear(dim, (integrands + 1) * dim, bias=False), nn.Linear(dim, dim, bias=False)
-        smooth = lambda: Taps(dim, (short,) * dims, 0 if causal else None)
-        self.taps = nn.ModuleList(smooth() for _ in range(integrands)) if short else None
+        self.parts = [dim, dim] if rank > 1 else [dim // share, dim, dim]            # keys, if any, values and z
+        self.project, self.out = nn.Linear(dim, sum(self.parts), bias=False), nn.Linear(dim, dim, bias=False)
+        smooth = lambda channels: Taps(channels, (short,) * dims, 0 if causal else None)
+        self.taps = nn.ModuleList(map(smooth, self.parts[:-1])) if short else None
         self.mlp = SwiGLU(dim, hidden)
 
 # %% ../../nbs/nets/00_block.ipynb #forward
 @patch
 def projected(self: ITBlock, n: Tensor, measure: Measure) -> tuple[Tensor | None, Tensor, Tensor]:
-    "Keys, values and z of the normalised input, (B, *S, D) -> (B, D, *S) each, from one product of matrices."
-    parts = [_product(w, n.flatten(1, -2).mT).unflatten(2, measure.shape) for w in self.project.weight.split(self.dim)]
+    "Keys, values and z of the normalised input, (B, *S, D) -> (B, ·, *S) each; keys are None where it has none."
+    parts = [_product(w, n.flatten(1, -2).mT).unflatten(2, measure.shape) for w in self.project.weight.split(self.parts)]
     if self.taps is not None: parts = [*map(with_neighbours, parts, self.taps, [measure] * len(self.taps)), parts[-1]]
     return parts if self.rank == 1 else (None, *parts)
 
@@ -112,7 +115,7 @@ def _product(w: Tensor, x: Tensor) -> Tensor:
 
 @patch
 def mix(self: ITBlock, n: Tensor, k: Tensor | None, v: Tensor, measure: Measure) -> Tensor:
-    "Near and far field, gated: the normalised input (B, *S, D), keys and values (B, D, *S) -> (B, D, *S)."
+    "Near and far field, gated: the normalised input (B, *S, D), keys and values -> (B, D, *S)."
     of = lambda heads: v.flatten(2).unflatten(1, (heads, -1)).mT                     # (B, H, N, d)
     y = apply(self.far, measure, n if k is None else k.movedim(1, -1), of(self.far.heads), self.rule)
     if self.near is not None:

@@ -21,18 +21,20 @@ class ITNetConfig:
     dim: int = 128             # channels
     depth: int = 4             # blocks
     heads: int = 4             # of the near kernel, and of the far one if it has queries
-    rank: int = 1              # features per head of the far kernel; 1: one mean per channel, without queries
+    share: int = 1             # channels that have a key and κ in common in the far field
+    rank: int = 1              # features per head of the far kernel; beyond 1 it has queries
     extent: float = 256.       # initial range of the far kernel
     window: int = 0            # range of the near kernel; 0: none
     short: int = 4             # taps of the short convolution; 0: none
     hidden: int = 256          # of the pointwise network
     def __post_init__(self):
         check_integers(self, 'depth')
-        check_block('ITNetConfig', self.dim, self.heads, self.rank, self.extent, self.window, self.short, self.hidden)
+        check_block('ITNetConfig', self.dim, self.heads, self.share, self.rank, self.extent, self.window, self.short,
+                    self.hidden)
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one."
-        return ITNet(self.dim, self.depth, self.heads, rank=self.rank, extent=self.extent, window=self.window,
+        return ITNet(self.dim, self.depth, self.heads, share=self.share, rank=self.rank, extent=self.extent, window=self.window,
                      short=self.short, hidden=self.hidden, dims=dims, causal=causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #transformer-config
