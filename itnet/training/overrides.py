@@ -87,6 +87,8 @@ def check_file(path: str, known: set[str]):
     if not isinstance(d, dict): raise Usage(f'--config {path} holds no fields: see --print_config')
     options = {k for k in known if '.' in k}
     for s, values in d.items():
+        if s in SECTIONS and not isinstance(values, dict):
+            raise Usage(f'section {s} of --config {path} holds no fields: give some, or leave it out')
         for k in values if isinstance(values, dict) else ():
             if f'{s}.{k}' not in options: raise unknown(f'field in {path}', f'{s}.{k}', options)
         if s not in SECTIONS: raise unknown(f'section in {path}', str(s), SECTIONS)
@@ -97,7 +99,7 @@ def parse(p, argv: list[str]):
     from argparse import ArgumentError
     check_words(p, argv)
     try: return p.parse_args(argv)
-    except (ArgumentError, TypeError, ValueError) as e: raise Usage(' '.join(str(e).split())) from None
+    except (ArgumentError, TypeError, ValueError, OverflowError) as e: raise Usage(' '.join(str(e).split())) from None
 
 def read_recipe(recipe, cfg):
     "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
