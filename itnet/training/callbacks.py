@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..data.spec import Metric
 from .checkpoint import check_weights
 from .files import copy_file
+from .logs import CSVRows
 
 # %% ../../nbs/training/30_callbacks.ipynb #clock
 class Clock:
@@ -104,11 +105,11 @@ def on_validation_end(self: Curve, trainer, task):
 
 @patch
 def best_step(self: Curve, state: dict, metric: Metric) -> int | None:
-    "The step of the best entry of a saved curve; None before the first evaluation. ValueError for a damaged one."
+    "The step of the best entry of a saved curve, None before the first. ValueError for a damaged one."
     saved = Curve()
     saved.evals = state.get('evals')
     try: return saved.best(metric)['step'] if saved.evals else None
-    except (KeyError, TypeError) as e: raise ValueError(f'the learning curve of the checkpoint is damaged: {e}') from None
+    except (KeyError, TypeError) as e: raise ValueError(f'the curve of the checkpoint is damaged: {e}') from None
 
 @patch
 def best(self: Curve, metric: Metric) -> dict:
@@ -173,7 +174,8 @@ class Checkpoints(L.Callback):
 
     def on_save_checkpoint(self, trainer, task, checkpoint):
         "Add the recipe, the circumstances and the states of the random generators."
-        checkpoint.update(self.facts, recipe=self.recipe, rng=rng_state())
+        rows = [len(log.rows) for log in trainer.loggers if isinstance(log, CSVRows)]
+        checkpoint.update(self.facts, recipe=self.recipe, rng=rng_state(), rows=sum(rows))
 
     def on_load_checkpoint(self, trainer, task, checkpoint):
         "Keep the states of the random generators until training starts."
@@ -200,7 +202,7 @@ def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_i
     if step == trainer.max_steps: trainer.should_stop = True       # evaluate after the last step, whatever the interval
     elif self.flag.is_set() and step % trainer.val_check_interval:
         self.curve.clock.stop()
-        task.on_train_batch_end(outputs, batch, batch_idx)         # its row of the log, which Lightning would ask for next
+        task.on_train_batch_end(outputs, batch, batch_idx)         # its row of the log: Lightning asks for it later
         self.save(trainer, task)
         raise StopRun
 

@@ -49,7 +49,7 @@ def write_checkpoint(
     try:
         with replacing(path) as f: torch.save({**content, 'digest': content_digest(content)}, f)
     except (OSError, RuntimeError) as e:                              # torch has its own error for a full disk
-        why = getattr(e, 'strerror', None) or str(e).partition('\n')[0]
+        why = next((c.strerror for c in (e, e.__context__) if isinstance(c, OSError)), str(e).partition('\n')[0])
         raise OSError(f'{path} cannot be written ({why}): make room, and go on from the last checkpoint with '
                       f'--resume {Path(path).parent}') from None
 
@@ -92,7 +92,7 @@ class CheckedIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path, map_location=None, weights_only: bool | None = True) -> dict:
         "Read it, onto the CPU, tensors and plain values only."
-        if weights_only is False: raise ValueError(f'{path}: a checkpoint is tensors and plain values; nothing else is read')
+        if weights_only is False: raise ValueError(f'{path}: tensors and plain values are read, nothing else')
         return read_checkpoint(path)
 
 # %% ../../nbs/training/25_checkpoint.ipynb #best
@@ -120,7 +120,7 @@ def load_weights(
     saved: dict,            # a checkpoint
     path: str | Path        # where it is, for the message
 ) -> None:
-    "Load the weights of a checkpoint. ValueError, naming the first that does not fit, where they are of another network."
+    "Load the weights of a checkpoint. ValueError, naming one that does not fit, where they are of another network."
     there, here = saved['state_dict'], module.state_dict()
     wrong = [f'{k}: not in the checkpoint' for k in here.keys() - there.keys()]
     wrong += [f'{k}: not in the network' for k in there.keys() - here.keys()]

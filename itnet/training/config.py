@@ -142,8 +142,13 @@ def _typed(d, cls=None):
 def from_dict(d: dict) -> Recipe:
     "The recipe of `to_dict`. ValueError for classes that are not registered and fields that are not in this version."
     for name in _named(d): config_class(name)
-    optim, train = _typed(d['optim'], Optim), _typed(d['train'], Train)
-    return Recipe(d['name'], _typed(d['data']), _typed(d['model']), optim, train)
+    try:
+        optim, train = _typed(d['optim'], Optim), _typed(d['train'], Train)
+        data, model = _typed(d['data']), _typed(d['model'])
+        if not (is_dataclass(data) and is_dataclass(model)): raise TypeError('no class of data, or none of a model')
+        return Recipe(d['name'], data, model, optim, train)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'the recipe is damaged ({type(e).__name__}: {e})') from None
 
 # %% ../../nbs/training/35_config.ipynb #differences
 def config_differences(

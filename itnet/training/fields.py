@@ -18,30 +18,32 @@ from typing import Any
 RECIPE_NAME = r'\w[\w.-]*(/\w[\w.-]*)*'  # task/model
 STATES = ('running', 'finished', 'interrupted', 'failed')
 
-def _number(v) -> bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e100
-def _count(v) -> bool: return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1e18
+def _is_number(v) -> bool: return isinstance(v, (int, float)) and not isinstance(v, bool) and abs(v) < 1e100
+def _is_count(v) -> bool: return isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1e18
 def _missing_or(test: Callable) -> Callable: return lambda v: v is None or test(v)
 def _dict_of(test: Callable) -> Callable: return lambda v: isinstance(v, dict) and all(map(test, v.values()))
 def _list_of(test: Callable) -> Callable: return lambda v: isinstance(v, list) and all(map(test, v))
 def _is(kind: type) -> Callable: return lambda v: isinstance(v, kind)
-def _point(v) -> bool: return isinstance(v, list) and len(v) == 2 and _count(v[0]) and _missing_or(_number)(v[1])
+def _point(v) -> bool: return isinstance(v, list) and len(v) == 2 and _is_count(v[0]) and _missing_or(_is_number)(v[1])
 def _written(pattern: str) -> Callable: return lambda v: isinstance(v, str) and re.fullmatch(pattern, v) is not None
 
 # %% ../../nbs/training/18_fields.ipynb #table
 _FIELDS = {
     'name': (_written(RECIPE_NAME), 'task/model'), 'config': (_is(dict), 'a configuration'),
-    'seed': (_count, 'an integer from 0'), 'status': (lambda v: v in STATES, f"one of {', '.join(STATES)}"),
+    'seed': (_is_count, 'an integer from 0'), 'status': (lambda v: v in STATES, f"one of {', '.join(STATES)}"),
     'config_hash': (_written('[0-9a-f]{12}'), '12 hexadecimal digits'), 'command': (_is(str), 'text'),
     'commit': (_missing_or(_is(dict)), 'null or {hash, dirty}'), 'versions': (_dict_of(_is(str)), 'versions by name'),
     'device': (_is(dict), 'a description'), 'data': (_dict_of(_is(str)), 'checksums by split'),
-    'parameters': (_dict_of(_count), 'counts by name'), 'steps': (_count, 'an integer from 0'),
-    'samples': (_count, 'an integer from 0'), 'tokens': (_count, 'an integer from 0'),
-    'seconds': (_dict_of(_number), 'numbers by name'), 'ms_per_step': (_missing_or(_number), 'a number or null'),
-    'memory': (_dict_of(_missing_or(_number)), 'numbers by name'),
+    'parameters': (_dict_of(_is_count), 'counts by name'), 'steps': (_is_count, 'an integer from 0'),
+    'samples': (_is_count, 'an integer from 0'), 'tokens': (_is_count, 'an integer from 0'),
+    'seconds': (_dict_of(_is_number), 'numbers by name'), 'ms_per_step': (_missing_or(_is_number), 'a number or null'),
+    'memory': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
     'train_loss': (_list_of(_point), 'a list of [step, loss]'),
-    'curve': (_list_of(_dict_of(_missing_or(_number))), 'a list of evaluations'), 'selection': (_is(dict), 'a choice'),
-    'validation': (_dict_of(_missing_or(_number)), 'numbers by name'),
-    'test': (_dict_of(_missing_or(_number)), 'numbers by name'), 'resumed': (_list_of(_count), 'a list of steps'),
+    'curve': (_list_of(_dict_of(_missing_or(_is_number))), 'a list of evaluations'),
+    'selection': (_is(dict), 'a choice'),
+    'validation': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
+    'test': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
+    'resumed': (_list_of(_is_count), 'a list of steps'),
     'changed': (_list_of(_is(str)), 'a list of texts'), 'error': (_missing_or(_is(str)), 'text or null'),
     'created': (_is(str), 'a time')}
 
@@ -56,7 +58,7 @@ def _check_choice(d: dict) -> None:
     chosen = d.get('selection', {})
     metric = chosen.get('metric')
     right = (isinstance(metric, str) and metric.isidentifier() and isinstance(chosen.get('larger_is_better'), bool)
-             and _count(chosen.get('step')))
+             and _is_count(chosen.get('step')))
     if not right: raise ValueError(f'selection is {_shown(chosen)}, expected metric, larger_is_better and step')
     for split in ('validation', 'test'):
         if metric not in d.get(split, {}): raise ValueError(f'{split} has no {metric!r}, by which weights were chosen')
@@ -97,7 +99,7 @@ def find_records(
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != '.')
         seen += len(files) + 1
-        if seen > most: raise ValueError(f'there are more than {most:,} files below {folder}: name the folder of records')
+        if seen > most: raise ValueError(f'more than {most:,} files are below {folder}: name the folder of records')
         paths = (Path(place)/name for name in files if name.endswith('.json') and name[0] != '.')
         found += [p for p in paths if p.is_file() and b'"config_hash"' in p.read_bytes()]
     return sorted(found)

@@ -22,7 +22,7 @@ class CSVRows(Logger):
                  rows: list[dict] = (),     # those that are there already, each with its step
                  every: int = 100):         # how many new ones are kept back at most
         super().__init__()
-        self.folder, self.rows, self.every, self.fresh = Path(folder), list(rows), every, 0
+        self.folder, self.rows, self.every, self.fresh = Path(folder), list(rows), every, len(rows)
 
     @property
     def name(self) -> str:
@@ -48,7 +48,8 @@ class CSVRows(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        "Write all rows."
+        "Write all rows, if there are new ones."
+        if not self.fresh: return
         text = io.StringIO(newline='')
         table = csv.DictWriter(text, sorted({k for row in self.rows for k in row}))
         table.writeheader()
@@ -64,9 +65,9 @@ class CSVRows(Logger):
 # %% ../../nbs/training/28_logs.ipynb #read
 def read_rows(
     file: str | Path,   # a `metrics.csv`
-    step: int           # of the checkpoint that a run goes on from
+    count: int          # how many rows there were when the checkpoint was saved from which a run goes on
 ) -> list[dict]:        # rows of numbers, each with its step
-    "The rows up to a step; none where there is no file. ValueError, naming the line, for a damaged one."
+    "The first rows; none where there is no file. ValueError, naming the line, for a damaged one."
     try: text = Path(file).read_text(encoding='utf-8')
     except FileNotFoundError: return []
     except ValueError: raise ValueError(f'{file} is no text: mend it or move it away, then go on') from None
@@ -75,6 +76,8 @@ def read_rows(
         for row in table:
             if None in row.values() or '' in row: raise ValueError('another number of columns')
             rows.append({'step': int(row.pop('step')), **{k: float(v) for k, v in row.items() if v}})
+        if len(rows) < count: raise ValueError(f'there were {count} rows')
     except (ValueError, KeyError, csv.Error) as e:
-        raise ValueError(f'{file}, line {table.line_num}, is damaged ({e}): mend it or move it away, then go on') from None
-    return [row for row in rows if row['step'] <= step]
+        why = f'{file}, line {table.line_num}, is damaged ({e})'
+        raise ValueError(f'{why}: mend it or move it away, then go on') from None
+    return rows[:count]

@@ -9,6 +9,7 @@ __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments',
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
 from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
 
 # %% ../../nbs/training/45_overrides.ipynb #nearest
 class Usage(Exception): "The command line is wrong: exit code 2"
@@ -105,6 +106,10 @@ def read_recipe(recipe, cfg):
     "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
     def section(s):
         obj = getattr(recipe, s)
+        hints = get_type_hints(type(obj))
+        for f in fields(obj):
+            if cfg[s][f.name] is None and hints[f.name] is not Any and type(None) not in get_args(hints[f.name]):
+                raise Usage(f'{s}.{f.name} needs a value: null is none')
         return type(obj)(**{f.name: cfg[s][f.name] for f in fields(obj)})
     return replace(recipe, **{s: section(s) for s in SECTIONS})
 

@@ -68,8 +68,8 @@ def _read_checkpoint(checkpoint) -> dict:
         raise ValueError(f'no checkpoint at {path}: give a .ckpt file or the folder of a run' +
                          (f", such as {', '.join(near)}" if near else ''))
     saved = read_checkpoint(path)
-    if not isinstance(saved['callbacks'].get('Curve'), dict):
-        raise ValueError(f'{path} is no checkpoint of a run: it has no learning curve')
+    if not isinstance(saved['callbacks'].get('Curve'), dict) or not isinstance(saved.get('rows'), int):
+        raise ValueError(f'{path} is no checkpoint of a run: it has no learning curve, or no rows of a log')
     return {**saved, 'path': path}
 
 def _configuration(recipe: Recipe, saved: dict | None) -> dict:
@@ -96,7 +96,7 @@ def _say_changed(recipe: Recipe, changed: list[str]) -> None:
     for line in changed: print(f'{recipe.name}  {line}: not the run that it would have been')
 
 # %% ../../nbs/training/40_recipe.ipynb #folder
-_OWN = ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*')
+_LEFT = ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*')
 
 def _make_folder(folder: Path, config: dict, saved: dict | None, best: int | None):
     "A fresh run clears what it left before; a resumed one keeps it, and fetches its best weights from elsewhere"
@@ -105,7 +105,7 @@ def _make_folder(folder: Path, config: dict, saved: dict | None, best: int | Non
     if elsewhere: _check_own(folder, config)
     sweep_parts(folder)
     if elsewhere:
-        for f in (f for pattern in (*_OWN, f'{folder.name}*.json') for f in folder.glob(pattern)): f.unlink()
+        for f in (f for pattern in (*_LEFT, f'{folder.name}*.json') for f in folder.glob(pattern)): f.unlink()
     if source: copy_file(source, folder/'best.ckpt')
 
 def _check_own(folder: Path, config: dict):
@@ -143,7 +143,7 @@ def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held
     data = DataModule(recipe.data, recipe.train.seed)
     data.setup()
     record, curve = _begin(recipe, saved, task, device), Curve()
-    rows = read_rows(saved['path'].with_name('metrics.csv'), saved['global_step']) if saved else []
+    rows = read_rows(saved['path'].with_name('metrics.csv'), saved['rows']) if saved else []
     if results is not None: try_folder(results, '--results')
     try_folder(folder, '--out')
     held.enter_context(locked(folder))
@@ -191,7 +191,9 @@ def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -
     trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
     file, chosen = own.folder/'best.ckpt', own.curve.best(own.metric)['step']
     best = read_checkpoint(file)
-    if best['global_step'] != chosen or config_differences(best['recipe'], own.recipe):
+    try: extended_config(best['recipe'], own.recipe)                  # of this run, or of the shorter one before it
+    except ValueError as e: raise ValueError(f'{file} is of {e}') from None
+    if best['global_step'] != chosen:
         raise ValueError(f'{file} is not of step {chosen} of this run: something else has written there')
     load_weights(task, best, file)
     trainer.test(task, datamodule=data, verbose=False)
@@ -208,7 +210,8 @@ def _keep(record: Record, results, folder: Path) -> None:
     except OSError as e:
         failing = sys.exc_info()[1].__context__ is not None
         path = write(record, folder)
-        if not failing: raise OSError(f'{results} cannot be written to any more ({e.strerror}): the record is {path}') from None
+        if failing: return
+        raise OSError(f'{results} cannot be written to any more ({e.strerror}): the record is {path}') from None
 
 # %% ../../nbs/training/40_recipe.ipynb #fit
 def fit(

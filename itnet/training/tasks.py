@@ -66,7 +66,7 @@ def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, g
 
 @patch
 def check_losses(self: Task) -> float | None:
-    "The last training loss. FloatingPointError, naming the first such step, where one since the last look is no number."
+    "The last training loss. FloatingPointError, naming the step, where one since the last look is no number."
     if not self.recent: return None
     losses, self.recent, step = torch.stack(self.recent).tolist(), [], self.trainer.global_step
     for at, loss in enumerate(losses, step - len(losses) + 1):
