@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..data.source import check_sizes
 from ..measure.measure import Measure
-from ..kernel.content import merge_heads, rotary, split_heads
+from ..kernel.content import Projection, merge_heads, rotary, split_heads
 from .block import SwiGLU, check_heads
 from .backbone import scale_residuals
 
@@ -31,15 +31,19 @@ def check_plain(model: nn.Module, measure: Measure) -> None:
 # %% ../../nbs/nets/30_baselines.ipynb #attention
 class RotaryAttention(nn.Module):
     "Multi-head softmax attention with rotary positions."
-    def __init__(self, dim: int, heads: int, causal: bool):
+    def __init__(self, dim: int, heads: int, causal: bool,
+                 short: int = 0,                 # taps of the short convolution of queries, keys and values; 0: none
+                 dims: int = 1                   # axes of the grid, for that convolution
+                ):
         super().__init__()
         check_sizes('RotaryAttention', dim=dim, heads=heads)
+        check_sizes('RotaryAttention', least=0, short=short)
         check_heads(dim, heads, even=True)
         self.heads, self.causal = heads, causal
-        self.qkv, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.qkv, self.out = Projection(dim, 3 * dim, short, causal, dims), nn.Linear(dim, dim, bias=False)
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
-        q, k, v = (split_heads(x, self.heads) for x in self.qkv(u).chunk(3, -1))
+        q, k, v = (split_heads(x, self.heads) for x in self.qkv(u, measure).chunk(3, -1))
         mask = None if measure.mask is None else measure.mask.flatten(1)[:, None, None]
         if mask is not None and self.causal:
             mask = mask & torch.ones(measure.n, measure.n, dtype=torch.bool, device=u.device).tril()
@@ -50,11 +54,11 @@ class RotaryAttention(nn.Module):
 # %% ../../nbs/nets/30_baselines.ipynb #transformer
 class TransformerBlock(nn.Module):
     "Attention and a SwiGLU network, each with a norm before and a residual."
-    def __init__(self, dim: int, heads: int, hidden: int, causal: bool):
+    def __init__(self, dim: int, heads: int, hidden: int, causal: bool, short: int = 0, dims: int = 1):
         super().__init__()
         check_sizes('TransformerBlock', dim=dim, heads=heads, hidden=hidden)
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention, self.mlp = RotaryAttention(dim, heads, causal), SwiGLU(dim, hidden)
+        self.attention, self.mlp = RotaryAttention(dim, heads, causal, short, dims), SwiGLU(dim, hidden)
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
         u = u + self.attention(self.norm(u), measure)
@@ -62,11 +66,14 @@ class TransformerBlock(nn.Module):
 
 class Transformer(nn.Module):
     "Transformer backbone."
-    def __init__(self, dim: int, depth: int, heads: int, hidden: int, causal: bool = False):
+    def __init__(self, dim: int, depth: int, heads: int, hidden: int, causal: bool = False,
+                 short: int = 0,                 # taps of the short convolution of queries, keys and values; 0: none
+                 dims: int = 1                   # axes of the grid, for that convolution
+                ):
         super().__init__()
         check_sizes('Transformer', depth=depth)
         self.out_dim = dim
-        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, hidden, causal) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(dim, heads, hidden, causal, short, dims) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
         scale_residuals(self.blocks, depth)
 

@@ -43,13 +43,15 @@ class TransformerConfig:
     depth: int = 4
     heads: int = 4
     hidden: int = 344          # of the pointwise network
+    short: int = 0             # taps of a short convolution of queries, keys and values, as ITNet has one; 0: none
     def __post_init__(self):
         check_integers(self, 'dim', 'depth', 'heads', 'hidden')
+        check_integers(self, 'short', least=0)
         check_heads(self.dim, self.heads, even=True)
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one."
-        return Transformer(self.dim, self.depth, self.heads, self.hidden, causal)
+        return Transformer(self.dim, self.depth, self.heads, self.hidden, causal, self.short, dims)
 
 # %% ../../nbs/nets/40_presets.ipynb #resnet-config
 @dataclass(frozen=True)
