@@ -12,7 +12,7 @@ import shlex
 import sys
 from itertools import islice
 from pathlib import Path
-from .terminal import printable
+from .terminal import harmless, printable
 from .training.overrides import Usage, comments, add_help, make_parser, parse, unknown
 
 # %% ../nbs/cli.ipynb #train
@@ -100,7 +100,7 @@ def _evaluated(checkpoint: str, words: list[str]):
     if not words: return data
     parser = make_parser('itnet eval')
     add_section(parser, 'data', data)
-    return read_section(data, parse(parser, words).data)
+    return read_section('data', data, parse(parser, words))
 
 # %% ../nbs/cli.ipynb #results
 def results_command(argv: list[str]) -> int:
@@ -110,7 +110,10 @@ def results_command(argv: list[str]) -> int:
                  ('records', dict(type=str, nargs='?', default='results', help='a folder, a record or a pattern')),
                  ('--format', dict(choices=['rich', 'markdown'], default=default)), argv=argv)
     from itnet.training.ledger import read_records, table
-    _show(table(read_records(o.records), o.format))
+    damaged = []
+    records = read_records(o.records, damaged)
+    for error in damaged: print(f'itnet: left out: {harmless(str(error))}', file=sys.stderr)
+    _show(table(records, o.format))
     return 0
 
 def recipes_command(argv: list[str]) -> int:
@@ -231,14 +234,14 @@ def main(
     old, sys.argv = sys.argv, ['itnet', *given]                     # what run records write down
     def fail(error: Exception, code: int) -> int:
         if '--debug' in words: raise error
-        print(f'itnet: {error}', file=sys.stderr)
+        print(f'itnet: {harmless(str(error))}', file=sys.stderr)
         return code
     with printable():
         try: return _dispatch(given)
         except Usage as error: return fail(error, 2)
         except KeyboardInterrupt as error: return _interrupted(error, given)
         except BrokenPipeError: return _without_reader()
-        except (ValueError, OSError, FloatingPointError) as error: return fail(error, 1)
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error: return fail(error, 1)
         except SystemExit as error: return error.code or 0
         finally: sys.argv = old
 
@@ -251,8 +254,12 @@ def _without_reader() -> int:
 def _interrupted(error: KeyboardInterrupt, argv: list[str]) -> int:
     "What is left after Ctrl-C, and how to go on."
     record, checkpoint = getattr(error, 'record', None), getattr(error, 'checkpoint', None)
-    print(f'itnet: {error}' if str(error) else 'itnet: interrupted', file=sys.stderr)
+    print(f"itnet: {harmless(str(error)) or 'interrupted'}", file=sys.stderr)
     if record and record.status == 'interrupted' and checkpoint and checkpoint.is_file():
         resume = 'true' if argv[:1] == ['demo'] else shlex.quote(str(checkpoint))
         print(f'itnet: go on with the same command and --resume {resume}', file=sys.stderr)
     return 130
+
+# %% ../nbs/cli.ipynb #as-module
+#| eval: false
+if __name__ == '__main__': sys.exit(main())

@@ -9,6 +9,7 @@ __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments',
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
 from dataclasses import fields, replace
+from typing import Any, get_args, get_type_hints
 
 # %% ../../nbs/training/45_overrides.ipynb #nearest
 class Usage(Exception): "The command line is wrong: exit code 2"
@@ -89,6 +90,8 @@ def check_file(path: str, known: set[str]):
     if not isinstance(d, dict): raise Usage(f'--config {path} holds no fields: see --print_config')
     options = {k for k in known if '.' in k}
     for s, values in d.items():
+        if s in SECTIONS and not isinstance(values, dict):
+            raise Usage(f'section {s} of --config {path} holds no fields: give some, or leave it out')
         for k in values if isinstance(values, dict) else ():
             if f'{s}.{k}' not in options: raise unknown(f'field in {path}', f'{s}.{k}', options)
         if s not in SECTIONS: raise unknown(f'section in {path}', str(s), SECTIONS)
@@ -99,15 +102,19 @@ def parse(p, argv: list[str]):
     from argparse import ArgumentError
     check_words(p, argv)
     try: return p.parse_args(argv)
-    except (ArgumentError, TypeError, ValueError) as e: raise Usage(' '.join(str(e).split())) from None
+    except (ArgumentError, TypeError, ValueError, OverflowError) as e: raise Usage(' '.join(str(e).split())) from None
 
-def read_section(obj, cfg):
-    "A dataclass like `obj` with the values of its section; raises ValueError as it does."
-    return type(obj)(**{f.name: cfg[f.name] for f in fields(obj)})
+def read_section(section: str, obj, cfg):
+    "A dataclass like `obj` with the values of its section; ValueError as its own, `Usage` for a null that is none."
+    values, hints = {f.name: cfg[section][f.name] for f in fields(obj)}, get_type_hints(type(obj))
+    for name, value in values.items():
+        if value is None and hints[name] is not Any and type(None) not in get_args(hints[name]):
+            raise Usage(f'{section}.{name} needs a value: null is none')
+    return type(obj)(**values)
 
 def read_recipe(recipe, cfg):
     "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
-    return replace(recipe, **{s: read_section(getattr(recipe, s), cfg[s]) for s in SECTIONS})
+    return replace(recipe, **{s: read_section(s, getattr(recipe, s), cfg) for s in SECTIONS})
 
 # %% ../../nbs/training/45_overrides.ipynb #yaml
 def as_yaml(recipe) -> str:

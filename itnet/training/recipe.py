@@ -7,23 +7,27 @@ __all__ = ['build', 'count_parameters', 'fit', 'saved_recipe', 'evaluate', 'load
            'Train', 'get', 'names', 'register', 'Interrupted']
 
 # %% ../../nbs/training/40_recipe.ipynb #imports
-import csv
 import re
-import shutil
+import sys
 import threading
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 import lightning as L
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from ..data.module import DataModule
 from ..data.tokenizer import Tokenizer
 from .callbacks import Bar, Checkpoints, Curve, Interrupted, StopRun, interruptible
+from .checkpoint import CheckedIO, best_file, load_weights, read_checkpoint
 from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
 from .config import register_classes
-from .device import check_precision, peak_memory, pick_device, settled
+from .device import check_precision, memory_named, peak_memory, pick_device, settled
+from .files import copy_file, locked, sweep_parts
 from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
+from .logs import CSVRows, read_rows
 from .optim import Optim, warmup_cosine
 from .tasks import Task
 
@@ -49,24 +53,24 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 def _trainer(precision: str, device: str, **kw) -> L.Trainer:
     "A Lightning trainer on one device that adds nothing of its own to a run"
     kind, _, index = device.partition(':')
-    return L.Trainer(accelerator='gpu' if kind == 'cuda' else kind, devices=[int(index)] if index else 1,
+    alone = [LightningEnvironment(), CheckedIO()]                     # one process, whatever a batch system offers
+    return L.Trainer(plugins=alone, accelerator='gpu' if kind == 'cuda' else kind, devices=[int(index)] if index else 1,
                      precision=precision, enable_checkpointing=False, enable_model_summary=False,
                      num_sanity_val_steps=0, inference_mode=True, **kw)
 
 # %% ../../nbs/training/40_recipe.ipynb #load
 def _read_checkpoint(checkpoint) -> dict:
-    "A checkpoint and where it is. ValueError where there is none, or it holds no recipe."
+    "A checkpoint and where it is. ValueError where there is none, or none that `fit` has written and nobody changed."
     path = Path(checkpoint)
     if path.is_dir(): path = path/'last.ckpt'
     if not path.is_file():
         near = sorted(f'{p}' for p in path.parent.glob(f'{path.name}-*')) if path.name else []
         raise ValueError(f'no checkpoint at {path}: give a .ckpt file or the folder of a run' +
                          (f", such as {', '.join(near)}" if near else ''))
-    try: saved = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as e: raise ValueError(f'{path} cannot be read as a checkpoint ({type(e).__name__})') from None
-    if not isinstance(saved, dict) or 'recipe' not in saved:
-        raise ValueError(f'{path} holds no recipe: it was not written by `itnet train`')
-    return {**saved, 'path': path, 'evaluations': len(saved['callbacks']['Curve']['evals'])}
+    saved = read_checkpoint(path)
+    if not isinstance(saved['callbacks'].get('Curve'), dict) or not isinstance(saved.get('rows'), int):
+        raise ValueError(f'{path} is no checkpoint of a run: it has no learning curve, or no rows of a log')
+    return {**saved, 'path': path}
 
 def _check_state(data: DataModule, saved: dict):
     "ValueError for a checkpoint of another tokeniser; one that was written before there were any is not checked."
@@ -79,19 +83,36 @@ def _configuration(recipe: Recipe, saved: dict | None) -> dict:
     try: return extended_config(saved['recipe'], recipe.to_dict()) if saved else recipe.to_dict()
     except ValueError as e: raise ValueError(f"{saved['path']} is a checkpoint of {e}") from None
 
+# %% ../../nbs/training/40_recipe.ipynb #circumstances
+def _changed(saved: dict, record: Record) -> list[str]:
+    "What is another than when a checkpoint was saved, in words. ValueError where a split of the data is."
+    before, splits = saved.get('data', {}), ('train', 'validation', 'test')
+    for split in splits:
+        there, here = before.get(split), record.data.get(split)
+        if there != here:
+            raise ValueError(f"{saved['path']} was trained on other data: split {split!r} has the checksum "
+                             f'{str(there)[:16]} there and {str(here)[:16]} here; bring the data back, or start anew')
+    pairs = {**{k: (v, record.data.get(k)) for k, v in before.items() if k not in splits},
+             **{k: (v, record.versions.get(k)) for k, v in saved.get('versions', {}).items()}}
+    now = [f"step {saved['global_step']}: {k} {old} became {new}" for k, (old, new) in pairs.items() if old != new]
+    return [*saved.get('changed', []), *now]
+
+def _say_changed(recipe: Recipe, changed: list[str]) -> None:
+    "Print what is another than before."
+    for line in changed: print(f'{recipe.name}  {line}: not the run that it would have been')
+
 # %% ../../nbs/training/40_recipe.ipynb #folder
-def _make_folder(folder: Path, config: dict, saved: dict | None):
+_LEFT = ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*')
+
+def _make_folder(folder: Path, config: dict, saved: dict | None, best: int | None):
     "A fresh run clears what it left before; a resumed one keeps it, and fetches its best weights from elsewhere"
-    try_folder(folder, '--out')
-    elsewhere = saved and saved['path'].parent.resolve() != folder.resolve()
-    if not saved or elsewhere: _check_own(folder, config)
-    if not saved:
-        for pattern in ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*', f'{folder.name}*.json'):
-            for f in folder.glob(pattern): f.unlink()
-    elif elsewhere:
-        best = saved['path'].with_name('best.ckpt')
-        if best.is_file(): shutil.copy(best, folder/'best.ckpt')
-        elif saved['evaluations']: raise ValueError(f'{best} is missing: resuming needs the best weights so far')
+    source = best_file(saved, saved['path'], best) if saved else None
+    elsewhere = not saved or saved['path'].parent.resolve() != folder.resolve()
+    if elsewhere: _check_own(folder, config)
+    sweep_parts(folder)
+    if elsewhere:
+        for f in (f for pattern in (*_LEFT, f'{folder.name}*.json') for f in folder.glob(pattern)): f.unlink()
+    if source: copy_file(source, folder/'best.ckpt')
 
 def _check_own(folder: Path, config: dict):
     "ValueError where a folder holds weights of another configuration: one with data elsewhere has the same name."
@@ -103,20 +124,22 @@ def _check_own(folder: Path, config: dict):
             raise ValueError('\n  '.join([why, *diff]))
 
 # %% ../../nbs/training/40_recipe.ipynb #loggers
-def _loggers(folder: Path, config: dict, saved: dict | None) -> list:
-    "CSV and TensorBoard in the folder of the run; a resumed run keeps the CSV rows up to its step"
-    file = saved and saved['path'].with_name('metrics.csv')
-    old = list(csv.DictReader(file.open(newline=''))) if file and file.is_file() else []
-    logs = [CSVLogger(folder.parent, folder.name, ''), TensorBoardLogger(folder.parent, folder.name, '')]
+def _loggers(folder: Path, config: dict, rows: list[dict]) -> list:
+    "CSV and TensorBoard in the folder of the run; a resumed run keeps its rows"
+    logs = [CSVRows(folder, rows), TensorBoardLogger(folder.parent, folder.name, '')]
     logs[0].log_hyperparams(config)
-    for row in old:
-        step = int(row.pop('step'))
-        if step <= saved['global_step']: logs[0].log_metrics({k: float(v) for k, v in row.items() if v}, step)
     return logs
 
 # %% ../../nbs/training/40_recipe.ipynb #prepare
-def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag):
-    "Everything `fit` needs, made in the order in which it can fail"
+def _begin(recipe: Recipe, saved: dict | None, task: Task, device: str) -> Record:
+    "The record of a run before its first step. ValueError where it would go on with other data."
+    record = begin(recipe.name, _configuration(recipe, saved), recipe.train.seed, device)
+    record.data, record.parameters = recipe.data.checksums(), count_parameters(task.model)
+    if saved: record.changed = _changed(saved, record)
+    return record
+
+def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held: ExitStack):
+    "Everything `fit` needs, made in the order in which it can fail; the folder is locked until `held` is closed"
     device, saved = pick_device(recipe.train.device), _read_checkpoint(resume) if resume else None
     check_precision(recipe.train.precision, device)
     config = _configuration(recipe, saved)
@@ -126,20 +149,24 @@ def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag):
     data = DataModule(recipe.data, recipe.train.seed)
     data.setup()
     if saved: _check_state(data, saved)
+    record, curve = _begin(recipe, saved, task, device), Curve()
+    rows = read_rows(saved['path'].with_name('metrics.csv'), saved['rows']) if saved else []
     if results is not None: try_folder(results, '--results')
-    _make_folder(folder, config, saved)
+    try_folder(folder, '--out')
+    held.enter_context(locked(folder))
+    _make_folder(folder, config, saved, curve.best_step(saved['callbacks']['Curve'], spec.metric) if saved else None)
     for name, text in data.state_dict().items(): (folder/f'{name}.json').write_text(text, encoding='utf-8')
-    curve = Curve()
-    calls = [curve, Checkpoints(folder, config, curve, spec.metric, flag)]
+    facts = dict(data=record.data, versions=record.versions, changed=record.changed)
+    own = Checkpoints(folder, config, curve, spec.metric, flag, facts)
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
     trainer = _trainer(recipe.train.precision, device, max_steps=recipe.train.steps, max_epochs=-1,
-                       log_every_n_steps=10, logger=_loggers(folder, config, saved), callbacks=calls + bar,
+                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
                        val_check_interval=recipe.train.eval_every, check_val_every_n_epoch=None,
-                       enable_progress_bar=bool(bar))
-    record = begin(recipe.name, config, recipe.train.seed, device)
-    record.data, record.parameters = recipe.data.checksums(), count_parameters(task.model)
-    if saved and not quiet: _say_extended(recipe, saved)
-    return trainer, task, data, curve, folder, record, saved
+                       enable_progress_bar=not quiet)
+    if saved and not quiet:
+        _say_extended(recipe, saved)
+        _say_changed(recipe, record.changed)
+    return trainer, task, data, own, record, saved
 
 # %% ../../nbs/training/40_recipe.ipynb #extended
 def _say_extended(recipe: Recipe, saved: dict):
@@ -173,16 +200,32 @@ def _settle(record: Record, curve: Curve, trainer, data: DataModule):
         record.validation = _with_scores({k: best[k] for k in ('loss', metric.name)}, data, 'validation')
 
 # %% ../../nbs/training/40_recipe.ipynb #train-and-test
-def _train_and_test(trainer, task, data, folder, saved) -> dict[str, float]:
+def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -> dict[str, float]:
     "Train to the end, then measure the selected weights on the test split"
     trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
-    task.load_state_dict(torch.load(folder/'best.ckpt', map_location='cpu', weights_only=True)['state_dict'])
+    file, chosen = own.folder/'best.ckpt', own.curve.best(own.metric)['step']
+    best = read_checkpoint(file)
+    try: extended_config(best['recipe'], own.recipe)                  # of this run, or of the shorter one before it
+    except ValueError as e: raise ValueError(f'{file} is of {e}') from None
+    if best['global_step'] != chosen:
+        raise ValueError(f'{file} is not of step {chosen} of this run: something else has written there')
+    load_weights(task, best, file)
     trainer.test(task, datamodule=data, verbose=False)
     return _with_scores(task.result, data, 'test')
 
 def _without_paths(error: Exception) -> str:
     "The first line of an error, as it may stand in a record."
     return re.sub(r'/[^\s\'":]*/', '', f'{type(error).__name__}: {error}'.splitlines()[0])
+
+def _keep(record: Record, results, folder: Path) -> None:
+    "Write a record; where that fails, into the run's folder. OSError, naming it, unless another error is on its way."
+    kept = record.status == 'finished' or record.status == 'interrupted' and record.steps
+    try: write(record, results if kept else folder)
+    except OSError as e:
+        failing = sys.exc_info()[1].__context__ is not None
+        path = write(record, folder)
+        if failing: return
+        raise OSError(f'{results} cannot be written to any more ({e.strerror}): the record is {path}') from None
 
 # %% ../../nbs/training/40_recipe.ipynb #fit
 def fit(
@@ -195,21 +238,20 @@ def fit(
     "Train, select on validation, test once. Raises ValueError before any work, `Interrupted` after Ctrl-C."
     flag = threading.Event()
     register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
-    with settled(recipe.train.threads):
-        trainer, task, data, curve, folder, record, saved = _prepare(recipe, out, results, resume, quiet, flag)
+    with settled(recipe.train.threads), memory_named(), ExitStack() as held:
+        trainer, task, data, own, record, saved = _prepare(recipe, out, results, resume, quiet, flag, held)
         try:
-            with interruptible(flag): record.test = _train_and_test(trainer, task, data, folder, saved)
+            with interruptible(flag): record.test = _train_and_test(trainer, task, data, own, saved)
             record.status = 'finished'
         except (StopRun, KeyboardInterrupt, SystemExit): record.status = 'interrupted'
         except Exception as e:
             record.status, record.error = 'failed', _without_paths(e)
             raise
         finally:
-            _settle(record, curve, trainer, data)
-            kept = record.status == 'finished' or record.status == 'interrupted' and record.steps
-            if results is not None: write(record, results if kept else folder)
+            _settle(record, own.curve, trainer, data)
+            if results is not None: _keep(record, results, own.folder)
         if record.status == 'interrupted' or flag.is_set():
-            raise Interrupted(f'{recipe.name} stopped at step {record.steps}', record, folder/'last.ckpt')
+            raise Interrupted(f'{recipe.name} stopped at step {record.steps}', record, own.folder/'last.ckpt')
     return record
 
 # %% ../../nbs/training/40_recipe.ipynb #evaluate
@@ -224,7 +266,7 @@ def _restore(saved: dict, recipe: Recipe | None = None) -> tuple[Recipe, Task]:
         raise ValueError('\n  '.join([f"{saved['path']} is a checkpoint of another configuration:", *diff]))
     recipe = recipe or from_dict(saved['recipe'])
     task = Task(build(recipe), recipe.data.spec, recipe.optim, recipe.train.steps)
-    task.load_state_dict(saved['state_dict'])
+    load_weights(task, saved, saved['path'])
     return recipe, task
 
 def saved_recipe(checkpoint) -> Recipe:
@@ -253,7 +295,7 @@ def evaluate(
         raise ValueError(f'data of (head, inputs, outputs) = {sizes[0]} do not fit a model of {sizes[1]}')
     data.setup()
     _check_state(data, saved)
-    with settled(threads):
+    with settled(threads), memory_named():
         trainer = _trainer(precision, device, logger=False, enable_progress_bar=False)
         (trainer.test if split == 'test' else trainer.validate)(task, datamodule=data, verbose=False)
     return _with_scores(task.result, data, split)
