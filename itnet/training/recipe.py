@@ -25,7 +25,7 @@ from .checkpoint import CheckedIO, best_file, load_weights, read_checkpoint
 from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
 from .config import register_classes
 from .device import check_precision, memory_named, peak_memory, pick_device, settled
-from .files import copy_file, locked, sweep_parts
+from .files import copy_file, locked, replacing, sweep_parts
 from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
 from .logs import CSVRows, read_rows
 from .optim import Optim, warmup_cosine
@@ -155,7 +155,8 @@ def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held
     try_folder(folder, '--out')
     held.enter_context(locked(folder))
     _make_folder(folder, config, saved, curve.best_step(saved['callbacks']['Curve'], spec.metric) if saved else None)
-    for name, text in data.state_dict().items(): (folder/f'{name}.json').write_text(text, encoding='utf-8')
+    for name, text in data.state_dict().items():
+        with replacing(folder/f'{name}.json') as f: f.write(text.encode())
     facts = dict(data=record.data, versions=record.versions, changed=record.changed)
     own = Checkpoints(folder, config, curve, spec.metric, flag, facts)
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
