@@ -10,8 +10,9 @@ __all__ = ['COMMANDS', 'train_command', 'eval_command', 'results_command', 'reci
 import importlib
 import shlex
 import sys
+from itertools import islice
 from pathlib import Path
-from .terminal import printable
+from .terminal import harmless, printable
 from .training.overrides import Usage, comments, add_help, make_parser, parse, unknown
 
 # %% ../nbs/cli.ipynb #train
@@ -60,8 +61,9 @@ def _options(name: str, description: str, *arguments: tuple[str, dict], argv: li
 
 # %% ../nbs/cli.ipynb #eval
 def eval_command(argv: list[str]) -> int:
-    "itnet eval CHECKPOINT [--split test|validation] [--device auto] [--recipe FILE.py:NAME]"
-    o = _options('eval', 'Metrics of saved weights.',
+    "itnet eval CHECKPOINT [--split test|validation] [--device auto] [--recipe FILE.py:NAME] [--data.field value]"
+    fields, argv = _data_words(argv)
+    o = _options('eval', 'Metrics of saved weights. --data.field changes what they are evaluated on.',
                  ('checkpoint', dict(type=str, help='a .ckpt file, or the folder of a run (its best.ckpt)')),
                  ('--split', dict(choices=['test', 'validation'], default='test', help='which part of the data')),
                  ('--device', dict(type=str, default='auto', help='auto, cpu, cuda, cuda:1, mps')),
@@ -74,10 +76,31 @@ def eval_command(argv: list[str]) -> int:
         from itnet.recipes.find import find_recipe
         find_recipe(o.recipe)
     from itnet.training.recipe import evaluate
-    for name, value in evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads,
-                                precision=o.precision).items():
-        print(f'{o.split} {name} {value:.4f}')
+    data = _evaluated(o.checkpoint, fields)
+    found = evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads, precision=o.precision, data=data)
+    for name, value in found.items():
+        print(f'{o.split} {name} ' + (f'{value:,}' if isinstance(value, int) else f'{value:.4f}'))
+    if conditions := getattr(data, 'conditions', None): print(conditions())
     return 0
+
+# %% ../nbs/cli.ipynb #eval-data
+def _data_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    "The words of `--data.field value` or `--data.field=value`, and the others."
+    fields, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith('--data.'): others.append(word)
+        else: fields += [word, *islice(words, '=' not in word)]
+    return fields, others
+
+def _evaluated(checkpoint: str, words: list[str]):
+    "The data of a checkpoint's recipe, with the fields that are given."
+    from itnet.training.overrides import add_section, read_section
+    from itnet.training.recipe import saved_recipe
+    data = saved_recipe(checkpoint).data
+    if not words: return data
+    parser = make_parser('itnet eval')
+    add_section(parser, 'data', data)
+    return read_section('data', data, parse(parser, words))
 
 # %% ../nbs/cli.ipynb #results
 def results_command(argv: list[str]) -> int:
@@ -87,7 +110,10 @@ def results_command(argv: list[str]) -> int:
                  ('records', dict(type=str, nargs='?', default='results', help='a folder, a record or a pattern')),
                  ('--format', dict(choices=['rich', 'markdown'], default=default)), argv=argv)
     from itnet.training.ledger import read_records, table
-    _show(table(read_records(o.records), o.format))
+    damaged = []
+    records = read_records(o.records, damaged)
+    for error in damaged: print(f'itnet: left out: {harmless(str(error))}', file=sys.stderr)
+    _show(table(records, o.format))
     return 0
 
 def recipes_command(argv: list[str]) -> int:
@@ -208,14 +234,14 @@ def main(
     old, sys.argv = sys.argv, ['itnet', *given]                     # what run records write down
     def fail(error: Exception, code: int) -> int:
         if '--debug' in words: raise error
-        print(f'itnet: {error}', file=sys.stderr)
+        print(f'itnet: {harmless(str(error))}', file=sys.stderr)
         return code
     with printable():
         try: return _dispatch(given)
         except Usage as error: return fail(error, 2)
         except KeyboardInterrupt as error: return _interrupted(error, given)
         except BrokenPipeError: return _without_reader()
-        except (ValueError, OSError, FloatingPointError) as error: return fail(error, 1)
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error: return fail(error, 1)
         except SystemExit as error: return error.code or 0
         finally: sys.argv = old
 
@@ -228,8 +254,12 @@ def _without_reader() -> int:
 def _interrupted(error: KeyboardInterrupt, argv: list[str]) -> int:
     "What is left after Ctrl-C, and how to go on."
     record, checkpoint = getattr(error, 'record', None), getattr(error, 'checkpoint', None)
-    print(f'itnet: {error}' if str(error) else 'itnet: interrupted', file=sys.stderr)
+    print(f"itnet: {harmless(str(error)) or 'interrupted'}", file=sys.stderr)
     if record and record.status == 'interrupted' and checkpoint and checkpoint.is_file():
         resume = 'true' if argv[:1] == ['demo'] else shlex.quote(str(checkpoint))
         print(f'itnet: go on with the same command and --resume {resume}', file=sys.stderr)
     return 130
+
+# %% ../nbs/cli.ipynb #as-module
+#| eval: false
+if __name__ == '__main__': sys.exit(main())

@@ -129,11 +129,44 @@ def test_print_config_reads_back(itnet, tmp_path):
     ("explain --recipe sums/mlp --n many", 2, "n"),
     ("explain --recipe sums/mlp --n 0", 1, "--n 0"),
     ("explain --recipe sums/mlp --n 64", 1, "integrates no kernel"),
+    (f"train sums/mlp --optim.lr {10**400}", 2, "too large"),
+    (f"train sums/mlp --train.steps {10**400}", 1, "less than 2⁶³"),
+    (f"train sums/mlp --train.seed {2**32}", 1, "less than 2³²"),
+    ("demo --scale 1e400", 1, "choose a number above 0"),
+    ("results \x1b[2J", 1, "no run records at \\x1b[2J"),
+    ("eval \u202e.ckpt", 1, "no checkpoint at \\u202e.ckpt"),
 ])
 def test_wrong_input(itnet, tmp_path, line, code, says):
     got, out, err = itnet(line)
     assert got == code and err.startswith("itnet: ") and says in err and "Traceback" not in err + out
     assert not (tmp_path / "results").exists() and not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize("text, says", [
+    ("train: null", "section train of --config x.yaml holds no fields"), ("train: [1]", "section train of"), ("- 1", "holds no fields"),
+    ("train: {steps: null}", "train.steps needs a value"), ("data: {batch_size: null}", "data.batch_size needs"), ("model: {width: {a: 1}}", "width"), ("a: &a [*a, *a]", "unknown section"), ("!!python/object/apply:os.system [ls]", "is not YAML")])
+def test_a_wrong_configuration_is_one_line(itnet, tmp_path, text, says):
+    (tmp_path / "x.yaml").write_text(text)
+    code, out, err = itnet("train sums/mlp --config x.yaml")
+    assert code == 2 and err.startswith("itnet: ") and says in err and err.count("\n") == 1 and not (tmp_path / "runs").exists(), err
+
+
+def test_results_wait_for_nothing(itnet, tmp_path, monkeypatch):
+    "A pipe among the records, and a folder of everything."
+    import itnet.training.fields as module
+    assert itnet("train sums/mlp --quiet")[0] == 0
+    os.mkfifo(tmp_path / "results" / "x.json")
+    code, out, err = itnet("results")
+    assert code == 0 and "| sums | mlp |" in out and not err
+    assert itnet("results results/x.json")[0] == 1
+    monkeypatch.setattr(module.find_records, "__defaults__", (3,))
+    code, out, err = itnet("results .")
+    assert code == 1 and "name the folder of records" in err
+
+
+def test_a_batch_system_changes_nothing_for_one_process(itnet, monkeypatch):
+    for name, value in dict(SLURM_NTASKS="2", SLURM_JOB_ID="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0").items(): monkeypatch.setenv(name, value)
+    assert itnet("train sums/mlp --quiet")[0] == 0
 
 
 def test_debug_shows_where(itnet):

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent / "itnet"
 LAYERS = [("sizes", "terminal"), ("data", "gpu", "measure"), ("conv",), ("kernel",), ("rule",), ("transform", "stream"),
-          ("special_cases", "nets", "compression"), ("training",), ("recipes",), ("bench",), ("experiments",), ("cli",)]
+          ("special_cases", "nets", "compression"), ("training",), ("recipes",), ("bench",), ("experiments",), ("cli",), ("__main__",)]
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"conv": {"gpu", "sizes"}}                            # a convolution is of use without kernels and measures
 BESIDE = {("stream", "transform")}                   # within one layer

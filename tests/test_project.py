@@ -116,7 +116,7 @@ def test_notebook_form(path):
     code = [c["source"] for c in found if c["cell_type"] == "code"]
     modules = [m[1] for s in code if (m := re.search(r"^#\|\s*default_exp\s+(\S+)", s, re.M))]
     name = re.sub(r"(^|/)\d+_", r"\1", path.relative_to(NBS).with_suffix("").as_posix()).replace("/", ".")
-    name = "__init__" if name == "face" else re.sub(r"\.index$", ".__init__", name)        # the front page of a folder is its package
+    name = {"face": "__init__", "main": "__main__"}.get(name) or re.sub(r"\.index$", ".__init__", name)        # the front page of a folder is its package
     assert modules in ([], [name]), f"this notebook's module is {name}"
     for source in (s for s in code if re.search(r"^#\|\s*export", s, re.M)):
         kinds = {isinstance(s, (ast.Import, ast.ImportFrom)) for s in ast.parse(source).body}

@@ -16,6 +16,7 @@ from torchmetrics import MeanAbsoluteError, R2Score
 import itnet.cli
 from itnet.data.source import Data
 from itnet.data.spec import Metric, Spec
+from itnet.training.checkpoint import read_checkpoint, write_checkpoint
 from itnet.training.config import CONFIGURATIONS, class_name, from_dict
 from itnet.training.ledger import read_records
 from itnet.training.optim import Optim
@@ -125,9 +126,9 @@ def planted(tmp_path):
     "A checkpoint whose recipe names something else"
     fit(REGRESSION, out=tmp_path / "runs", results=None, quiet=True)
     def plant(part, name):
-        saved = torch.load(only(tmp_path / "runs") / "best.ckpt", weights_only=True)
+        saved = read_checkpoint(only(tmp_path / "runs") / "best.ckpt")
         saved["recipe"][part]["class"] = name
-        torch.save(saved, tmp_path / "planted.ckpt")
+        write_checkpoint(saved, tmp_path / "planted.ckpt")                      # with a digest that is right
         return tmp_path / "planted.ckpt"
     return plant
 

@@ -21,6 +21,9 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from ..data.spec import Metric
+from .checkpoint import check_weights
+from .files import copy_file
+from .logs import CSVRows
 
 # %% ../../nbs/training/30_callbacks.ipynb #clock
 class Clock:
@@ -101,6 +104,14 @@ def on_validation_end(self: Curve, trainer, task):
     self.evals.append({'step': trainer.global_step, **self.seen, 'seconds': seconds, **task.result})
 
 @patch
+def best_step(self: Curve, state: dict, metric: Metric) -> int | None:
+    "The step of the best entry of a saved curve, None before the first. ValueError for a damaged one."
+    saved = Curve()
+    saved.evals = state.get('evals')
+    try: return saved.best(metric)['step'] if saved.evals else None
+    except (KeyError, TypeError) as e: raise ValueError(f'the curve of the checkpoint is damaged: {e}') from None
+
+@patch
 def best(self: Curve, metric: Metric) -> dict:
     "The entry with the best validation metric, of equals the one of smaller loss, then the earlier. NaN is worst."
     sign = -1 if metric.larger_is_better else 1
@@ -116,14 +127,17 @@ class Interrupted(KeyboardInterrupt):
 class StopRun(Exception): "Leave the training loop: the state is saved"
 
 # %% ../../nbs/training/30_callbacks.ipynb #flag
+_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP', 'SIGUSR1') if hasattr(signal, name)]
+
 @contextmanager
 def interruptible(flag: threading.Event):
-    "Within it, the first SIGINT or SIGTERM sets `flag`; the next raises KeyboardInterrupt."
+    "Within it, the first signal that asks a process to end sets `flag`; the next raises KeyboardInterrupt."
     def handler(number, frame):
         if flag.is_set(): raise KeyboardInterrupt
         flag.set()
     main = threading.current_thread() is threading.main_thread()
-    old = {s: signal.signal(s, handler) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    asked = [s for s in _SIGNALS if main and signal.getsignal(s) is not signal.SIG_IGN]
+    old = {s: signal.signal(s, handler) for s in asked}
     try: yield
     finally:
         for s, h in old.items(): signal.signal(s, h)
@@ -152,13 +166,16 @@ class Checkpoints(L.Callback):
                  recipe: dict,      # the configuration, stored inside
                  curve: Curve,      # knows which evaluation was best
                  metric: Metric,    # of the validation split, which selects
-                 flag: threading.Event):  # from `interruptible`
+                 flag: threading.Event,   # from `interruptible`
+                 facts: dict | None = None):  # plain values about the run, stored beside the recipe
+        self.facts = facts or {}
         self.folder, self.recipe, self.curve, self.metric = Path(folder), recipe, curve, metric
         self.flag, self.rng = flag, None
 
     def on_save_checkpoint(self, trainer, task, checkpoint):
-        "Add the recipe and the states of the random generators."
-        checkpoint.update(recipe=self.recipe, rng=rng_state())
+        "Add the recipe, the circumstances and the states of the random generators."
+        rows = [len(log.rows) for log in trainer.loggers if isinstance(log, CSVRows)]
+        checkpoint.update(self.facts, recipe=self.recipe, rng=rng_state(), rows=sum(rows))
 
     def on_load_checkpoint(self, trainer, task, checkpoint):
         "Keep the states of the random generators until training starts."
@@ -171,11 +188,12 @@ class Checkpoints(L.Callback):
 
 # %% ../../nbs/training/30_callbacks.ipynb #checkpoints-hooks
 @patch
-def save(self: Checkpoints, trainer, name: str):
-    "Write beside, then replace: a crash while writing leaves the old file"
-    part = self.folder/f'{name}.part'
-    trainer.save_checkpoint(part)
-    part.replace(self.folder/name)
+def save(self: Checkpoints, trainer, task):
+    "Write the log, then `last.ckpt`. FloatingPointError where losses or weights are no numbers."
+    task.check_losses()
+    check_weights(task, trainer.global_step)
+    for logger in trainer.loggers: logger.save()
+    trainer.save_checkpoint(self.folder/'last.ckpt')
 
 @patch
 def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_idx):
@@ -184,14 +202,15 @@ def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_i
     if step == trainer.max_steps: trainer.should_stop = True       # evaluate after the last step, whatever the interval
     elif self.flag.is_set() and step % trainer.val_check_interval:
         self.curve.clock.stop()
-        self.save(trainer, 'last.ckpt')
+        task.on_train_batch_end(outputs, batch, batch_idx)         # its row of the log: Lightning asks for it later
+        self.save(trainer, task)
         raise StopRun
 
 @patch
 def on_validation_end(self: Checkpoints, trainer, task):
     "Save; `Curve` has seen this evaluation already"
-    self.save(trainer, 'last.ckpt')
-    if self.curve.best(self.metric) is self.curve.evals[-1]: self.save(trainer, 'best.ckpt')
+    self.save(trainer, task)
+    if self.curve.best(self.metric) is self.curve.evals[-1]: copy_file(self.folder/'last.ckpt', self.folder/'best.ckpt')
     if self.flag.is_set() and trainer.global_step < trainer.max_steps: raise StopRun
     if trainer.global_step < trainer.max_steps: self.curve.clock.start()     # what follows the last one is no training
 

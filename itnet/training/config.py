@@ -9,12 +9,14 @@ __all__ = ['PRECISIONS', 'CONFIGURATIONS', 'CONFIG_MODULES', 'Train', 'Recipe', 
 
 # %% ../../nbs/training/35_config.ipynb #imports
 import difflib
+import math
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from typing import Any
 from fastcore.basics import patch
 from .device import check_precision
+from .fields import RECIPE_NAME
 from .ledger import flatten
 from .optim import Optim
 
@@ -32,8 +34,10 @@ class Train:
     precision: str = '32-true'      # as Lightning names it
     def __post_init__(self):
         for k in ('steps', 'eval_every', 'threads'):
-            if (v := getattr(self, k)) is not None and v < 1: raise ValueError(f'train.{k}={v}: choose 1 or more')
-        if self.seed < 0: raise ValueError(f'train.seed={self.seed}: choose 0 or more')
+            if (v := getattr(self, k)) is not None and not 1 <= v < 2**63:
+                raise ValueError(f'train.{k}={str(v)[:20]}: choose 1 or more' + (' and less than 2⁶³' if v > 1 else ''))
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f'train.seed={str(self.seed)[:20]}: choose 0 or more, and less than 2³²')
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', self.device):
@@ -49,7 +53,7 @@ class Recipe:
     optim: Optim = Optim()          # optimiser and schedule
     train: Train = Train()          # terms of training
     def __post_init__(self):
-        if not re.fullmatch(r'\w[\w.-]*(/\w[\w.-]*)*', self.name):
+        if not re.fullmatch(RECIPE_NAME, self.name):
             raise ValueError(f'recipe name {self.name!r}: use letters, digits, "_", "." and "-", and "/" between '
                              'task and model')
         warmup, steps = self.optim.warmup, self.train.steps
@@ -60,6 +64,7 @@ class Recipe:
 @patch
 def scaled(self: Recipe, factor: float) -> Recipe:
     "A recipe whose steps, warm-up and evaluation interval are `factor` times as long, and alike otherwise."
+    if not 0 < factor < math.inf: raise ValueError(f'a length of {factor} times the steps: choose a number above 0')
     def n(v): return max(1, round(v * factor))
     train = replace(self.train, steps=n(self.train.steps), eval_every=n(self.train.eval_every))
     optim = replace(self.optim, warmup=min(round(self.optim.warmup * factor), train.steps))
@@ -138,8 +143,13 @@ def _typed(d, cls=None):
 def from_dict(d: dict) -> Recipe:
     "The recipe of `to_dict`. ValueError for classes that are not registered and fields that are not in this version."
     for name in _named(d): config_class(name)
-    optim, train = _typed(d['optim'], Optim), _typed(d['train'], Train)
-    return Recipe(d['name'], _typed(d['data']), _typed(d['model']), optim, train)
+    try:
+        optim, train = _typed(d['optim'], Optim), _typed(d['train'], Train)
+        data, model = _typed(d['data']), _typed(d['model'])
+        if not (is_dataclass(data) and is_dataclass(model)): raise TypeError('no class of data, or none of a model')
+        return Recipe(d['name'], data, model, optim, train)
+    except (KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f'the recipe is damaged ({type(e).__name__}: {e})') from None
 
 # %% ../../nbs/training/35_config.ipynb #differences
 def config_differences(

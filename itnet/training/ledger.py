@@ -10,7 +10,6 @@ __all__ = ['PACKAGES', 'SCHEMA', 'COLUMNS', 'flatten', 'config_hash', 'package_v
 # %% ../../nbs/training/20_ledger.ipynb #imports
 import hashlib
 import json
-import os
 import platform
 import re
 import shlex
@@ -24,6 +23,8 @@ from pathlib import Path
 from statistics import mean, stdev
 import itnet
 from .device import device_info
+from .fields import check_record, find_records, read_json
+from .files import replacing
 
 # %% ../../nbs/training/20_ledger.ipynb #config-hash
 _UNHASHED = ('train.seed', 'train.threads', 'train.device')
@@ -113,6 +114,7 @@ class Record:
     validation: dict = field(default_factory=dict)  # metrics of the selected weights
     test: dict = field(default_factory=dict)    # metrics of the selected weights, computed once
     resumed: list = field(default_factory=list)     # steps at which the run was taken up from a checkpoint
+    changed: list = field(default_factory=list)     # what was another then: versions of packages, of Python
     error: str | None = None                    # what ended a failed run
     created: str = ''                           # UTC
     schema: int = SCHEMA
@@ -156,6 +158,11 @@ def try_folder(
     except OSError as e: raise OSError(f'{folder} cannot be written to ({e.strerror}): give another {option}') from None
 
 # %% ../../nbs/training/20_ledger.ipynb #write
+def _is_worth_more(path: Path) -> bool:
+    "Is a record that of a run that has finished, or too damaged to say so?"
+    try: return read_record(path).status == 'finished'
+    except ValueError: return True
+
 def write(
     record: Record,         # the run
     root='results'          # folder of the experiment; made if missing
@@ -163,36 +170,42 @@ def write(
     "Write a record as `<recipe>-s<seed>-<hash>.json`, atomically; beside a finished one if it is not."
     root = Path(root)
     path = root/f'{run_name(record.name, record.seed, record.config_hash)}.json'
-    if path.exists() and read_record(path).status == 'finished' != record.status:
+    if record.status != 'finished' and path.exists() and _is_worth_more(path):
         path = path.with_name(f'{path.stem}-{record.status}.json')
     root.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
     text = json.dumps(_number(asdict(record)), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    part.write_text(text + '\n', encoding='utf-8')
-    part.replace(path)
+    with replacing(path) as f: f.write(f'{text}\n'.encode())
     record.path = path                                                # not a field: a record holds no path
     return path
 
 # %% ../../nbs/training/20_ledger.ipynb #read
 def read_record(path: Path) -> Record:
-    "One record; raises ValueError for a file that is not one"
-    try: d = json.loads(Path(path).read_text(encoding='utf-8'))
-    except json.JSONDecodeError as e: raise ValueError(f'{path} is not a run record: {e}') from None
-    if not isinstance(d, dict) or 'config_hash' not in d: raise ValueError(f'{path} is not a run record')
-    if d.get('schema') != SCHEMA: raise ValueError(f"{path} has schema {d.get('schema')}, this version reads {SCHEMA}")
+    "One record; raises ValueError, naming file and field, for a file that is not one"
+    d = read_json(path)
+    if isinstance(d, dict) and 'config_hash' in d and d.get('schema') != SCHEMA:
+        raise ValueError(f"{path} has schema {d.get('schema')!r}, this version reads {SCHEMA}")
+    try: check_record(d)
+    except ValueError as e: raise ValueError(f'{path} is not a run record: {e}') from None
     return Record(**{f.name: d[f.name] for f in fields(Record) if f.name in d})
 
 def read_records(
-    pattern='results'       # a record, a folder (searched through) or a glob pattern
-) -> list[Record]:          # ordered by path
-    "Run records; raises ValueError naming the pattern when there are none."
+    pattern='results',          # a record, a folder (searched through) or a glob pattern
+    damaged: list | None = None # takes the errors of files that cannot be read, of several; without it the first raises
+) -> list[Record]:              # ordered by path
+    "Run records; raises ValueError naming the pattern when there are none, or the file that is not one."
     p = Path(pattern)
-    if p.is_dir(): paths = [f for f in p.rglob('*.json') if 'config_hash' in f.read_text(encoding='utf-8')]
+    if p.is_dir(): paths = find_records(p)
     elif p.is_file(): paths = [p]
-    else: paths = [f for f in Path(p.anchor or '.').glob(str(p.relative_to(p.anchor))) if f.suffix == '.json']
+    else: paths = sorted(f for f in Path(p.anchor or '.').glob(str(p.relative_to(p.anchor))) if f.suffix == '.json')
     if not paths:
         raise ValueError(f'no run records at {pattern!s}: give a folder, or a pattern such as results/demo/*.json')
-    return [read_record(f) for f in sorted(paths)]
+    found = []
+    for path in paths:
+        try: found.append(read_record(path))
+        except (ValueError, OSError) as e:
+            if damaged is None or paths == [p]: raise
+            damaged.append(e)
+    return found
 
 # %% ../../nbs/training/20_ledger.ipynb #paired
 def paired(
@@ -200,7 +213,7 @@ def paired(
     b: dict[int, float]    # metric by seed
 ) -> tuple[int, float | None, float | None]:  # pairs, mean of a − b, two-sided p (None with fewer than 2 pairs)
     "Paired t-test over the seeds both ran; identical differences give p = 0 unless they are zero, which gives 1."
-    d = [a[s] - b[s] for s in sorted(a.keys() & b.keys())]
+    d = [a[s] - b[s] for s in sorted(a.keys() & b.keys()) if None not in (a[s], b[s])]
     if len(d) < 2: return len(d), d[0] if d else None, None
     sd = stdev(d)
     if sd == 0: return len(d), d[0], float(d[0] == 0)
@@ -210,6 +223,7 @@ def paired(
 # %% ../../nbs/training/20_ledger.ipynb #rows
 def _pm(xs: list[float], digits: int) -> str:
     if not xs: return '–'
+    if None in xs: return 'nan'                                       # as JSON has it: null
     return f'{mean(xs):.{digits}f}' + (f' ± {stdev(xs):.{digits}f}' if len(xs) > 1 else '')
 
 def _claim(ours: list, theirs: list) -> str:

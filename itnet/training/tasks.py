@@ -34,6 +34,7 @@ class Task(L.LightningModule):
         super().__init__()
         self.model, self.spec, self.optim, self.steps = model, spec, optim, steps
         self.mean_loss, self.metric = MeanMetric(), make_metric(spec.metric)
+        self.recent = []                                                # losses of the steps since the last look
 
     def forward(self, batch: dict) -> Tensor:
         return self.model(batch['x'], batch['mask']) if batch.get('mask') is not None else self.model(batch['x'])
@@ -64,22 +65,35 @@ def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, g
     self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
 
 @patch
+def check_losses(self: Task) -> float | None:
+    "The last training loss. FloatingPointError, naming the step, where one since the last look is no number."
+    if not self.recent: return None
+    losses, self.recent, step = torch.stack(self.recent).tolist(), [], self.trainer.global_step
+    for at, loss in enumerate(losses, step - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise FloatingPointError(f'the training loss is {loss} at step {at}: '
+                                     'lower optim.lr, lengthen optim.warmup or clip harder')
+    return losses[-1]
+
+@patch
 def on_train_batch_end(self: Task, outputs, batch: dict, batch_idx: int):
-    "Log every few steps; raise FloatingPointError when the loss is no longer a number"
+    "Look at the losses and log every few steps."
     t, step = self.trainer, self.trainer.global_step
+    self.recent.append(outputs['loss'].detach())
     if step % t.log_every_n_steps and step != 1: return
-    loss = outputs['loss'].item()
-    if not math.isfinite(loss):
-        raise FloatingPointError(f'the training loss is {loss} at step {step}: '
-                                 'lower optim.lr, lengthen optim.warmup or clip harder')
-    values = {'train/loss': loss, 'train/grad_norm': float(self.grad_norm),
+    values = {'train/loss': self.check_losses(), 'train/grad_norm': float(self.grad_norm),
               **{f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}}
     for logger in t.loggers: logger.log_metrics(values, step=step)
 
 @patch
+def on_validation_start(self: Task):
+    "Look at the losses: what is no number is not evaluated."
+    self.check_losses()
+
+@patch
 def on_train_start(self: Task):
     "Set the learning rates of the schedule at this step; a checkpoint of a shorter run has others."
-    schedule = self.lr_schedulers()
+    self.recent, schedule = [], self.lr_schedulers()
     for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
         group['lr'] = base * factor(schedule.last_epoch)
 
@@ -97,6 +111,8 @@ def _finish(self: Task, split: str):
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise ValueError(f'metric {name!r} gives {value} where one number is expected')
     self.result = {'loss': self.mean_loss.compute().item(), name: value.item()}
+    if split == 'test' and not math.isfinite(self.result['loss']):
+        raise FloatingPointError(f"the test loss is {self.result['loss']}: the selected weights are of no use")
     self.mean_loss.reset()
     self.metric.reset()
     logged = {f'{split}/{k}': v for k, v in self.result.items()}
