@@ -28,15 +28,17 @@ def blocks(model: nn.Module) -> list[ITBlock]:
 # %% ../../nbs/atlas/00_kernels.ipynb #profiles
 @dataclass(frozen=True)
 class Profile:
-    "κ of every head of a block, at the lags where its structure lets it differ from zero."
-    kappa: Tensor          # (H, *L)
+    "κ of some heads of a block, at the lags where its structure lets it differ from zero."
+    kappa: Tensor          # (h, *L)
     box: Box               # the lags, along each axis
+    heads: tuple[int, ...] # which heads these are
 
 @torch.no_grad()
 def far_profiles(model: nn.Module,
                  reach: int,                  # largest lag along each axis
                  dims: int = 1,
-                 spacing: float = 1.0
+                 spacing: float = 1.0,
+                 most: int = 8                # heads of a block that are looked at, evenly spaced
                 ) -> list[Profile]:           # one per block
     """κ of the far field of every block.
 
@@ -49,7 +51,9 @@ def far_profiles(model: nn.Module,
             raise ValueError(f'the far field of block {number} has no factor that depends on the lag alone')
         box = intersect(((-reach, reach),) * dims, part.structure.support)
         kappa = part.factors(m, *read(part, m, None), box).kappa.sum(1)
-        found.append(Profile(kappa.expand(part.heads, *kappa.shape[1:]), box))
+        count = min(most, part.heads)
+        heads = [h * (part.heads - 1) // max(1, count - 1) for h in range(count)]
+        found.append(Profile(kappa.expand(part.heads, *kappa.shape[1:])[heads], box, tuple(heads)))
     return found
 
 # %% ../../nbs/atlas/00_kernels.ipynb #plot
@@ -65,13 +69,13 @@ def plot_profiles(profiles: list[Profile],     # one per block
     fig, axes = plt.subplots(rows, columns, figsize=(1.2 * columns, 1.3 * rows), squeeze=False)
     for r, (row, p) in enumerate(zip(axes, profiles)):
         (top, bottom), (left, right) = p.box
-        for h, (ax, k) in enumerate(zip(row, p.kappa)):
+        for ax, h, k in zip(row, p.heads, p.kappa):
             if k.any(): ax.imshow(k / k.abs().max(), cmap='viridis', vmin=0, extent=(left, right, bottom, top))
             else: _no_digits(ax, [h])
             ax.set_xticks([])
             ax.set_yticks([])
             if r == 0: ax.set_title(f'head {h}', fontsize=8)
-            if h == 0: ax.set_ylabel(f'block {r}', fontsize=8)
+            if ax is row[0]: ax.set_ylabel(f'block {r}', fontsize=8)
     fig.suptitle(title, fontsize=9)
     fig.tight_layout()
     return fig
@@ -87,9 +91,9 @@ def _plot_lines(profiles: list[Profile], title: str) -> Figure:
     fig, axes = plt.subplots(1, len(profiles), figsize=(2.2 * len(profiles), 1.9), sharey=True, squeeze=False)
     for b, (ax, p) in enumerate(zip(axes[0], profiles)):
         (lo, hi), = p.box
-        for h, k in enumerate(p.kappa):
-            if k.any(): ax.plot(range(lo, hi + 1), k / k.abs().max(), lw=1, color=f'C{h}', label=f'head {h}')
-        if zero := [h for h, k in enumerate(p.kappa) if not k.any()]: _no_digits(ax, zero)
+        for color, (h, k) in enumerate(zip(p.heads, p.kappa)):
+            if k.any(): ax.plot(range(lo, hi + 1), k / k.abs().max(), lw=1, color=f'C{color}', label=f'head {h}')
+        if zero := [h for h, k in zip(p.heads, p.kappa) if not k.any()]: _no_digits(ax, zero)
         ax.set_title(f'block {b}', fontsize=8)
         ax.set_xlabel('lag x − y', fontsize=8)
         ax.tick_params(labelsize=7)

@@ -68,7 +68,7 @@ def _means_backward(way: Method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor,
     return dx, torch.cat(parts).unsqueeze(1).to(k.dtype), dpre
 
 # %% ../../nbs/conv/45_mean.ipynb #node
-def _finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum().item() for t in tensors))
+def _all_finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum().item() for t in tensors))
 
 class _Mean(torch.autograd.Function):
     "y and z of x, k, pre and the least z; z is a remark, without a gradient."
@@ -87,7 +87,7 @@ class _Mean(torch.autograd.Function):
         if not torch.is_grad_enabled() and _eager(g, x, k, pre):
             way, keep, taps = _method_for(x, k, *ctx.rest)
             dx, dk, dpre = _means_backward(way, g, x, taps, pre, y, z)
-            if _finite(dx, dk, dpre): return dx, _all_taps(dk, k, keep), dpre, None, None, None, None
+            if _all_finite(dx, dk, dpre): return dx, _all_taps(dk, k, keep), dpre, None, None, None, None
         return *_gradients_of_quotient(g, (x, k, pre), least, ctx.rest), None, None, None, None
 
 # %% ../../nbs/conv/45_mean.ipynb #node-parts
@@ -120,6 +120,6 @@ def mean_conv(x: Tensor,                         # (B, G, C, *S): C channels sha
     rest = tuple(origin), tuple(ring), method
     if _eager(x, k, pre) and x.numel():
         y, z = _Mean.apply(x, k, pre, least.expand(-1, *pre.shape[1:]), *rest)
-        if _finite(y.detach()): return y, z
+        if _all_finite(y.detach()): return y, z
     y, z = _quotient(x, k, pre, least, *rest)
     return y, z.detach()

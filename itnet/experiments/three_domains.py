@@ -79,7 +79,7 @@ def plot_curves(records: list[Record]) -> Figure:
 REACH = dict(digits=7, text=64, listops=32)          # lags worth a look
 
 def learned_kernels(recipe: Recipe, out: str | Path) -> list[Profile]:
-    "κ of every block and head of a trained ITNet recipe, from the best checkpoint under `out`."
+    "κ of every block of a trained ITNet recipe, from the best checkpoint under `out`."
     return far_profiles(load_model(_folder(recipe, out)), REACH[recipe.name.split('/')[0]], len(recipe.data.spec.shape))
 
 def write_kernels(kernels: dict[str, list[Profile]], path: Path) -> None:
@@ -87,13 +87,13 @@ def write_kernels(kernels: dict[str, list[Profile]], path: Path) -> None:
     def kept(p: Profile) -> dict:
         top = p.kappa.flatten(1).abs().amax(1).view(-1, *[1] * len(p.box))
         relative = p.kappa / torch.where(top > 0, top, 1.)
-        return dict(box=p.box, kappa=relative.double().mul(1e4).round().div(1e4).tolist())
+        return dict(box=p.box, heads=p.heads, kappa=relative.double().mul(1e4).round().div(1e4).tolist())
     path.write_text(json.dumps({task: [kept(p) for p in blocks] for task, blocks in kernels.items()}) + '\n')
 
 def read_kernels(path: str | Path) -> dict[str, list[Profile]]:
     "Profiles of the blocks of each task, as `write_kernels` kept them. ValueError for values that are not finite."
     def profile(kept: dict) -> Profile:
-        return Profile(torch.tensor(kept['kappa']), tuple((lo, hi) for lo, hi in kept['box']))
+        return Profile(torch.tensor(kept['kappa']), tuple((lo, hi) for lo, hi in kept['box']), tuple(kept['heads']))
     found = {task: [profile(kept) for kept in blocks] for task, blocks in json.loads(Path(path).read_text()).items()}
     for task, blocks in found.items():
         if not all(torch.isfinite(p.kappa).all() for p in blocks):

@@ -79,7 +79,7 @@ class ITBlock(nn.Module):
                  dim: int,                   # D
                  heads: int = 1,             # H, of the near kernel, and of the far one if it has queries
                  share: int = 1,             # channels that have a key and κ in common in the far field
-                 rank: int = 1,              # R, features per head of the far kernel; beyond 1 it has H heads and queries
+                 rank: int = 1,              # R, features per head of the far kernel; > 1: H heads with queries
                  extent: float = 256.,       # initial range of the far kernel
                  window: int = 0,            # range of the near kernel; 0: none
                  short: int = 4,             # taps of the short convolution; 0: none
@@ -104,8 +104,9 @@ class ITBlock(nn.Module):
 # %% ../../nbs/nets/00_block.ipynb #forward
 @patch
 def projected(self: ITBlock, n: Tensor, measure: Measure) -> tuple[Tensor | None, Tensor, Tensor]:
-    "Keys, values and z of the normalised input, (B, *S, D) -> (B, ·, *S) each; keys are None where it has none."
-    parts = [_product(w, n.flatten(1, -2).mT).unflatten(2, measure.shape) for w in self.project.weight.split(self.parts)]
+    "Keys (or None), values and z of the normalised input, (B, *S, D) -> (B, ·, *S) each."
+    x, weights = n.flatten(1, -2).mT, self.project.weight.split(self.parts)
+    parts = [_product(w, x).unflatten(2, measure.shape) for w in weights]
     if self.taps is not None: parts = [*map(with_neighbours, parts, self.taps, [measure] * len(self.taps)), parts[-1]]
     return parts if self.rank == 1 else (None, *parts)
 

@@ -34,8 +34,8 @@ class ITNetConfig:
 
     def build(self, dims: int = 1, causal: bool = False) -> nn.Module:
         "The backbone for data of `dims` axes; `causal`: no position may see a later one."
-        return ITNet(self.dim, self.depth, self.heads, share=self.share, rank=self.rank, extent=self.extent, window=self.window,
-                     short=self.short, hidden=self.hidden, dims=dims, causal=causal)
+        return ITNet(self.dim, self.depth, self.heads, share=self.share, rank=self.rank, extent=self.extent,
+                     window=self.window, short=self.short, hidden=self.hidden, dims=dims, causal=causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #transformer-config
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def with_factors(run: Callable,                # v (B, H, N, d), its factors and
     return turn(rows.put(turn(run(take(v), f, rows.measure)), turn(v)))
 
 # %% ../../nbs/rule/30_fft.ipynb #mean
-def _mean(v: Tensor, phi: Tensor | None, f: Factors, measure: Measure, seen: Tensor | None) -> Tensor:
+def _mean_of_one(v: Tensor, phi: Tensor | None, f: Factors, measure: Measure, seen: Tensor | None) -> Tensor:
     "The integral divided by that of the constant 1, of one term per head; rows where that is rounding are exact."
     heads, wanted, least = v.shape[1], None, rounding(replace(f, phi=None), measure.n, f.psi.dtype)
     for there in (None if f.phi is None else f.phi != 0, None if seen is None else seen[:, None, :, None]):
@@ -122,7 +122,7 @@ def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -
     if phi is not None: f = replace(f, phi=phi / safe(phi.sum(-1, keepdim=True)))
     box = tuple((max(lo, 1), hi) for lo, hi in f.box) if hollow else f.box
     seen = reached(measure, box)
-    if _is_mean(v, f): return _mean(v, phi, f, measure, seen)
+    if _is_mean(v, f): return _mean_of_one(v, phi, f, measure, seen)
     y, z = _gated(v, f, measure), _integral_of_one(v, f, measure)
     y = y / safe(z) if f.kappa is None else resolved(y, z, v, phi, f, measure, seen)
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
