@@ -23,12 +23,10 @@ from ..transform import apply
 from ..transform import check_input
 
 # %% ../../nbs/nets/00_block.ipynb #far
-def far_kernel(dim: int,
-               extent: float,                # range of the slowest κ at the start
-               dims: int = 1, causal: bool = False,
-               rank: int = 1,                # R: 1, weights of points; more: features of queries and keys
-               heads: int = 1,               # H
-               short: int = 0                # taps of the short convolution, for R > 1
+def far_kernel(dim: int, heads: int,
+               rank: int,                    # R: 1, weights of points; more: features of queries and keys
+               extent: float,                # range of the slowest head's κ at the start
+               dims: int = 1, causal: bool = False, short: int = 0
               ) -> Kernel:
     "Positive, normalised separable × stationary kernel over the whole measure; for R = 1 it reads keys, one per head."
     content = KeyWeight(heads) if rank == 1 else Separable(dim, heads, rank, short=short, causal=causal, dims=dims)
@@ -91,7 +89,7 @@ class ITBlock(nn.Module):
         check_block('ITBlock', dim, heads, share, rank, extent, window, short, hidden)
         self.dim, self.heads, self.rank, self.rule = dim, heads, rank, rule
         self.norm, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.far = far_kernel(dim, extent, dims, causal, rank, dim // share if rank == 1 else heads, short)
+        self.far = far_kernel(dim, dim // share if rank == 1 else heads, rank, extent, dims, causal, short)
         self.near = near_kernel(dim, heads, window, dims, causal, short) if window else None
         self.gate = nn.Linear(dim, heads) if window else None
         if rule != 'auto': checked(rule, self.far, Measure.grid((2,) * dims))      # of any length

@@ -21,7 +21,7 @@ class ITNetConfig:
     dim: int = 128             # channels
     depth: int = 4             # blocks
     heads: int = 4             # of the near kernel, and of the far one if it has queries
-    share: int = 1             # channels that have a key and κ in common in the far field
+    share: int = 4             # channels that have a key and κ in common in the far field
     rank: int = 1              # features per head of the far kernel; beyond 1 it has queries
     extent: float = 256.       # initial range of the far kernel
     window: int = 0            # range of the near kernel; 0: none

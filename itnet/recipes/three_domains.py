@@ -27,12 +27,12 @@ def _optim(lr: float, kappa_lr: float = 2e-3) -> Optim:
 
 RECIPES = [register(recipe) for recipe in (
     Recipe('digits/itnet', optim=_optim(4e-3, 2e-2), **IMAGES,
-           model=ITNetConfig(dim=64, depth=3, heads=4, extent=8, window=0, short=3, hidden=128)),
+           model=ITNetConfig(dim=64, depth=3, extent=8, short=3, hidden=140)),
     Recipe('digits/resnet', optim=_optim(4e-3), **IMAGES, model=ResNetConfig(dim=28, depth=(2, 2))),
     Recipe('text/itnet', optim=_optim(5e-3, 1e-2), **TEXT,
-           model=ITNetConfig(dim=96, depth=2, heads=4, extent=64, window=0, hidden=192)),
+           model=ITNetConfig(dim=96, depth=2, extent=64, hidden=200)),
     Recipe('text/transformer', optim=_optim(5e-3), **TEXT,
            model=TransformerConfig(dim=96, depth=2, heads=4, hidden=184)),
     Recipe('listops/itnet', optim=_optim(4e-3, 1e-2), **LISTOPS,
-           model=ITNetConfig(dim=64, depth=3, heads=4, extent=32, window=0, hidden=128)),
+           model=ITNetConfig(dim=64, depth=3, extent=32, hidden=140)),
     Recipe('listops/lstm', optim=_optim(6e-3), **LISTOPS, model=LSTMConfig(dim=102, depth=2)))]

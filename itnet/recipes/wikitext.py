@@ -17,6 +17,6 @@ _MILLION = dict(data=WikiText(vocabulary=2048, context=256, batch_size=16),
 
 WIKITEXT = [register(recipe) for recipe in (
     Recipe('wikitext2-1m/itnet', optim=Optim(lr=4e-3, kappa_lr=1e-2, warmup=50), **_MILLION,
-           model=ITNetConfig(dim=128, depth=4, heads=4, extent=64, window=8, short=4, hidden=256)),
+           model=ITNetConfig(dim=128, depth=4, extent=64, hidden=372)),
     Recipe('wikitext2-1m/transformer', optim=Optim(lr=4e-3, warmup=50), **_MILLION,
            model=TransformerConfig(dim=128, depth=4, heads=4, hidden=344, short=4)))]
