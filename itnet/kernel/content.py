@@ -64,7 +64,7 @@ def with_neighbours(x: Tensor,                 # (B, C, *S)
     origin = tuple(-lo for lo, _ in box)
     itself = weight.new_zeros(weight.shape[1:])
     itself[origin] = 1.
-    y = gated_conv(x.unsqueeze(2), (weight + itself).unsqueeze(1), None, None, origin, measure.periodic)
+    y = gated_conv(x.unsqueeze(2), (weight + itself).unsqueeze(1), None, None, origin, measure.periodic, 'direct')
     return y.squeeze(2)
 
 # %% ../../nbs/kernel/40_content.ipynb #shifted-sum
@@ -177,7 +177,7 @@ class KeyWeight(Kernel):
 
     def left(self, measure: Measure, u: Tensor) -> Tensor | None:
         "1 where a point counts, (B|1, 1, N, 1)."
-        return None if measure.weight is None else measure.mask.flatten(1)[:, None, :, None].to(u.dtype)
+        return None if measure.weight is None else measure.mask.flatten(1)[:, None, :, None].float()
 
     def right(self, measure: Measure, u: Tensor) -> Tensor:
         "Weights, (B, H, N, 1). ValueError if u does not fit."

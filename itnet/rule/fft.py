@@ -21,7 +21,7 @@ from ..measure.lags import box_shape, lag_box, reached
 from ..measure.measure import Measure
 from ..measure.segments import unpack
 from ..sizes import example, larger, smaller
-from ..kernel.precision import without_autocast
+from ..kernel.precision import autocasts, without_autocast
 from ..kernel.structure import Factors
 from ..kernel.base import Kernel, read
 from ..kernel.compose import Normalised, core, safe, weights_to_sum
@@ -128,8 +128,9 @@ def _normalised(v: Tensor, f: Factors, measure: Measure, hollow: bool = False) -
     return y if seen is None else torch.where(seen[:, None, :, None], y, 0.)
 
 def _is_mean(v: Tensor, f: Factors) -> bool:
-    "Whether heads have one term, whose weights are looked at while they are near."
-    return f.kappa is not None and f.psi is not None and f.rank == 1 and len(f.psi) == len(v) and branches(v)
+    "Whether heads have one term and weights of their own, on a CPU that can look at the numbers."
+    if v.device.type != 'cpu' or autocasts(v) or not branches(v): return False
+    return f.kappa is not None and f.psi is not None and f.rank == 1 and len(f.psi) == len(v)
 
 # %% ../../nbs/rule/30_fft.ipynb #cost
 _PACKED = WeakKeyDictionary()          # segments, and what `packed_rows` counted in them
