@@ -89,8 +89,19 @@ def check_splits(data: Data, sets: dict[str, Indexed]) -> None:
         except ValueError as e: raise ValueError(f'split {split!r}: {e}') from None
         for name, size in (('labels', data.spec.outputs), ('tokens', data.spec.inputs)):
             values = getattr(sets[split], name, None)
+            if name == 'labels' and values is None: values = _listed_labels(sets[split])
             if not _classes(values) or name == 'labels' and data.spec.loss is not cross_entropy: continue
-            check_range(values, size, f'split {split!r}, {name}')
+            check_range(values, size, f'split {split!r}, {name}', _ignored(data.spec))
+
+def _listed_labels(examples) -> Tensor | None:
+    "The targets of a list of examples, where each is one class."
+    targets = [e.get('target') for e in examples if isinstance(e, dict)] if isinstance(examples, (list, tuple)) else []
+    if not targets or not all(_classes(t) and t.numel() == 1 for t in targets): return None
+    return torch.stack([t.reshape(()) for t in targets])
+
+def _ignored(spec: Spec) -> int:
+    "The target that does not count: a token may be left out, the class of an example may not."
+    return -100 if spec.head == 'language' else 0
 
 def _classes(values) -> bool:
     "Is it a tensor of integers?"
@@ -152,5 +163,5 @@ def on_before_batch_transfer(self: DataModule, batch: dict[str, Tensor], dataloa
     x, target = batch['x'], batch['target']
     if _classes(x): check_range(x, self.spec.inputs, f'split {split!r}, tokens of a batch')
     if _classes(target) and self.spec.loss is cross_entropy:
-        check_range(target, self.spec.outputs, f'split {split!r}, targets of a batch', ignored=-100)
+        check_range(target, self.spec.outputs, f'split {split!r}, targets of a batch', _ignored(self.spec))
     return batch
