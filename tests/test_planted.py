@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from itnet.conv.op import fft_conv
 from itnet.data.spec import Spec, accuracy, bits_per_byte
-from itnet.kernel.content import Softmax
+from itnet.kernel.content import Softmax, rotary
 from itnet.measure.measure import Measure
 from itnet.nets.backbone import ITNet
 from itnet.nets.block import ITBlock, near_kernel
@@ -40,8 +40,10 @@ def test_gradients_of_what_overflows_on_the_way(big, method):
     "Sums that are finite, by transforms whose middle is not: values and gradients of three huge rows and a usual one."
     torch.manual_seed(0)
     n, channels = 33, 4
-    scale = torch.tensor([1e307, 1e306, 1e300, 1.], **DOUBLE)
-    x, k, g = (torch.randn(*s, **DOUBLE) for s in ((2, n, channels), (n, channels), (2, n, channels)))
+    scale = torch.tensor([1.2e308, 1e308, 1e300, 1.], **DOUBLE)          # a transform of the first two overflows
+    x, k, g = (torch.rand(*s, **DOUBLE) + .3 for s in ((2, n, channels), (n, channels), (2, n, channels)))
+    for t in (x, k, g): t.clamp_(max=1.)
+    (x if big == "x" else k)[..., 1::2, :] *= -.5                        # sums of both signs
     x, k, g = (x * scale, k * 1e-5, g * 1e-5) if big == "x" else (x * 1e-5, k * scale, g * 1e-5)
     x, k = x.requires_grad_(), k.requires_grad_()
     lag = torch.arange(n)[:, None] - torch.arange(n)
@@ -54,6 +56,31 @@ def test_gradients_of_what_overflows_on_the_way(big, method):
         for c in range(channels):
             unit = b[..., c].abs().amax()                                # a norm of such numbers would overflow
             assert ((a[..., c] - b[..., c]) / unit).abs().amax() < 1e-9, c
+
+
+def test_a_masked_key_is_not_looked_at():
+    "Not even for the largest exponent, beside which all others would vanish."
+    torch.manual_seed(0)
+    n, heads = 6, 2
+    kernel = Softmax(8, heads).double()
+    u, v = torch.randn(1, n, 8, **DOUBLE), torch.randn(1, heads, n, 3, **DOUBLE)
+    mask = torch.tensor([[True, True, False, True, True, True]])
+    u[:, 2] *= 1e4
+    rest = [0, 1, 3, 4, 5]
+    wanted = apply(kernel, Measure.grid((5,)), u[:, rest], v[:, :, rest], "dense")
+    found = apply(kernel, Measure.grid((n,), mask), u, v, "dense")[:, :, rest]
+    assert relative(found, wanted) < 1e-12
+
+
+def test_rotated_features_know_lags_alone():
+    "Lengths stay, and products of queries and keys are functions of the lag."
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 1, 6, **DOUBLE).expand(2, 1, 1, 9, 6)
+    a, b = (rotary(t, Measure.grid((9,))) for t in (q, k))
+    assert relative(a.norm(dim=-1), q.norm(dim=-1)) < 1e-12
+    products = (a @ b.mT)[0, 0]
+    for lag in range(-8, 9): assert products.diagonal(lag).std(correction=0) < 1e-10
+    assert (products[0] - products[0, 0]).abs().max() > 1e-2
 
 
 # --- networks
@@ -131,3 +158,13 @@ def test_the_window_reaches_as_far_as_it_says(causal):
     lag = torch.arange(n)[:, None] - torch.arange(n)
     wanted = (lag <= window) & (lag >= (0 if causal else -window))
     assert (there == wanted).all()
+
+
+def test_what_is_masked_in_a_picture_is_not_seen():
+    "Not by the convolution that reads it, either, whose taps reach over the edge of the mask."
+    torch.manual_seed(0)
+    model = build_model(ITNetConfig(dim=8, depth=1, heads=2, extent=8, window=1, hidden=8), Spec("image", 1, 3, (6, 6), accuracy(3))).double().eval()
+    x, mask = torch.randn(1, 6, 6, 1, **DOUBLE), torch.ones(1, 6, 6, dtype=torch.bool)
+    mask[:, :, 4:] = False
+    other = torch.where(mask[..., None], x, x + 5)
+    with torch.no_grad(): assert torch.equal(model(x, mask), model(other, mask)) and not torch.equal(model(x), model(other))
