@@ -10,6 +10,7 @@ __all__ = ['COMMANDS', 'train_command', 'eval_command', 'results_command', 'reci
 import importlib
 import shlex
 import sys
+from itertools import islice
 from pathlib import Path
 from .terminal import harmless, printable
 from .training.overrides import Usage, comments, add_help, make_parser, parse, unknown
@@ -60,8 +61,9 @@ def _options(name: str, description: str, *arguments: tuple[str, dict], argv: li
 
 # %% ../nbs/cli.ipynb #eval
 def eval_command(argv: list[str]) -> int:
-    "itnet eval CHECKPOINT [--split test|validation] [--device auto] [--recipe FILE.py:NAME]"
-    o = _options('eval', 'Metrics of saved weights.',
+    "itnet eval CHECKPOINT [--split test|validation] [--device auto] [--recipe FILE.py:NAME] [--data.field value]"
+    fields, argv = _data_words(argv)
+    o = _options('eval', 'Metrics of saved weights. --data.field changes what they are evaluated on.',
                  ('checkpoint', dict(type=str, help='a .ckpt file, or the folder of a run (its best.ckpt)')),
                  ('--split', dict(choices=['test', 'validation'], default='test', help='which part of the data')),
                  ('--device', dict(type=str, default='auto', help='auto, cpu, cuda, cuda:1, mps')),
@@ -74,10 +76,31 @@ def eval_command(argv: list[str]) -> int:
         from itnet.recipes.find import find_recipe
         find_recipe(o.recipe)
     from itnet.training.recipe import evaluate
-    for name, value in evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads,
-                                precision=o.precision).items():
-        print(f'{o.split} {name} {value:.4f}')
+    data = _evaluated(o.checkpoint, fields)
+    found = evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads, precision=o.precision, data=data)
+    for name, value in found.items():
+        print(f'{o.split} {name} ' + (f'{value:,}' if isinstance(value, int) else f'{value:.4f}'))
+    if conditions := getattr(data, 'conditions', None): print(conditions())
     return 0
+
+# %% ../nbs/cli.ipynb #eval-data
+def _data_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    "The words of `--data.field value` or `--data.field=value`, and the others."
+    fields, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith('--data.'): others.append(word)
+        else: fields += [word, *islice(words, '=' not in word)]
+    return fields, others
+
+def _evaluated(checkpoint: str, words: list[str]):
+    "The data of a checkpoint's recipe, with the fields that are given."
+    from itnet.training.overrides import add_section, read_section
+    from itnet.training.recipe import saved_recipe
+    data = saved_recipe(checkpoint).data
+    if not words: return data
+    parser = make_parser('itnet eval')
+    add_section(parser, 'data', data)
+    return read_section('data', data, parse(parser, words))
 
 # %% ../nbs/cli.ipynb #results
 def results_command(argv: list[str]) -> int:

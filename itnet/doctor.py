@@ -155,9 +155,8 @@ def _found(name: str, entry) -> tuple[str, str]:
     if len(here) == len(entry.splits): return 'found', f"$ITNET_DATA/{name}: {', '.join(here)}"
     try:
         from huggingface_hub import try_to_load_from_cache
-        at = {s: try_to_load_from_cache(entry.repo, entry.file.format(split=s), None, entry.revision, 'dataset')
-              for s in entry.splits}
-        cached = [s for s, path in at.items() if isinstance(path, str)]
+        def at(file): return try_to_load_from_cache(entry.repo, file, None, entry.revision, 'dataset')
+        cached = [s for s in entry.splits if all(isinstance(at(file), str) for file in entry.files(s))]
     except ImportError: cached = []
     if len(cached) == len(entry.splits): return 'found', f'cache of the Hugging Face hub: {entry.repo}'
     absent = ', '.join(s for s in entry.splits if s not in {*here, *cached})

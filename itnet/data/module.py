@@ -152,6 +152,9 @@ class DataModule(lightning.LightningDataModule):
         check_splits(self.data, sets)
         Order(len(sets['train']), self.data.batch_size, True, 0, self.parts, self.share)
         self.sets = sets
+    def state_dict(self) -> dict[str, str]: return getattr(self.data, 'state', dict)()
+    def load_state_dict(self, state: dict[str, str]) -> None:
+        if state != self.state_dict(): self.data.check_state(state)
 
 # %% ../../nbs/data/40_module.ipynb #module-loaders
 @patch

@@ -56,15 +56,23 @@ def generator(*names: str | int # the path of the stream
 # %% ../../nbs/data/00_source.ipynb #hub
 @dataclass(frozen=True)
 class Hub:
-    "A data set on the Hugging Face hub: one Parquet file per split at one commit."
+    "A data set on the Hugging Face hub: Parquet files of each split at one commit."
     repo: str # owner/name
     revision: str | None # full commit hash; None refuses the hub
-    file: str # path inside the repository, with {split}
+    file: str # path inside the repository, with {split}, and {part} and {parts} if a split has several files
     splits: tuple[str, ...] # split names that exist there
+    parts: tuple[int, ...] = () # files of each split; one of each without it
 
+    def files(self, split: str) -> list[str]:
+        "The paths of a split's files, in order."
+        parts = dict(zip(self.splits, self.parts)).get(split, 1)
+        return [self.file.format(split=split, part=i, parts=parts) for i in range(parts)]
+
+_WIKITEXT = 'Salesforce/wikitext', 'b08601e04326c79dfdd32d625aee71d232d685c3'
+_THREE = 'train', 'validation', 'test'
 HUB = {
-    'wikitext-2': Hub('Salesforce/wikitext', 'b08601e04326c79dfdd32d625aee71d232d685c3',
-                      'wikitext-2-v1/{split}-00000-of-00001.parquet', ('train', 'validation', 'test')),
+    'wikitext-2': Hub(*_WIKITEXT, 'wikitext-2-v1/{split}-00000-of-00001.parquet', _THREE),
+    'wikitext-103': Hub(*_WIKITEXT, 'wikitext-103-v1/{split}-{part:05}-of-{parts:05}.parquet', _THREE, (2, 1, 1)),
     'cifar10': Hub('uoft-cs/cifar10', '0b2714987fa478483af9968de7c934580d0bb9a2',
                    'plain_text/{split}-00000-of-00001.parquet', ('train', 'test')),
     'imdb': Hub('stanfordnlp/imdb', 'e6281661ce1c48d982bc483cf8a173c1bbeb5d31',
@@ -96,10 +104,10 @@ def _limited(fn: Callable, timeout: float):
     return box['value']
 
 # %% ../../nbs/data/00_source.ipynb #from-hub
-def _from_hub(entry: Hub, split: str, revision: str, timeout: float) -> Path:
-    "The file of a split at a commit: from the local cache, else downloaded; OSError says why not."
+def _from_hub(entry: Hub, file: str, revision: str, timeout: float) -> Path:
+    "A file at a commit: from the local cache, else downloaded; OSError says why not."
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    at = dict(repo_id=entry.repo, filename=entry.file.format(split=split), repo_type='dataset', revision=revision)
+    at = dict(repo_id=entry.repo, filename=file, repo_type='dataset', revision=revision)
     try: return Path(hf_hub_download(**at, local_files_only=True))
     except Exception: pass
     if constants.HF_HUB_OFFLINE or os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on'):
@@ -110,16 +118,16 @@ def _from_hub(entry: Hub, split: str, revision: str, timeout: float) -> Path:
     except Exception as e: raise OSError(f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
 
 # %% ../../nbs/data/00_source.ipynb #hub-step
-def _try_hub(name: str, split: str, revision: str | None, timeout: float) -> tuple[Path | None, str]:
-    "The hub's file, or None and the reason."
-    if name not in HUB: return None, 'Hugging Face hub: the name is not in the table of pinned data sets'
+def _try_hub(name: str, split: str, revision: str | None, timeout: float) -> tuple[list[Path], str]:
+    "The hub's files, or none and the reason."
+    if name not in HUB: return [], 'Hugging Face hub: the name is not in the table of pinned data sets'
     entry = HUB[name]
     if split not in entry.splits:
-        return None, f"Hugging Face hub: {entry.repo} has the splits {', '.join(entry.splits)}, no {split!r}"
+        return [], f"Hugging Face hub: {entry.repo} has the splits {', '.join(entry.splits)}, no {split!r}"
     if not (commit := revision or entry.revision):
-        return None, f'Hugging Face hub: {entry.repo} is not pinned; pass revision=<full commit hash>'
-    try: return _from_hub(entry, split, commit, timeout), ''
-    except OSError as e: return None, f'Hugging Face hub: {entry.repo} at {commit[:12]}: {e}'
+        return [], f'Hugging Face hub: {entry.repo} is not pinned; pass revision=<full commit hash>'
+    try: return [_from_hub(entry, file, commit, timeout) for file in entry.files(split)], ''
+    except OSError as e: return [], f'Hugging Face hub: {entry.repo} at {commit[:12]}: {e}'
 
 # %% ../../nbs/data/00_source.ipynb #local-file
 def _local_file(name: str, split: str, path: str | Path | None) -> tuple[Path | None, list[str]]:
@@ -147,14 +155,14 @@ def resolve(name: str, # name of the data set: its folder in ITNET_DATA
             path: str | Path | None = None, # a Parquet file, or a folder with <split>.parquet
             revision: str | None = None, # full commit hash on the hub instead of the pinned one
             timeout: float = 10.0, # seconds to wait for the hub to answer at all
-    ) -> Path: # the Parquet file
-    "The file of one split: explicit path, then $ITNET_DATA, then the hub at a pinned commit, else `DataNotFound`."
+    ) -> list[Path]: # the Parquet files, in order: one, but for large splits on the hub
+    "The files of one split: explicit path, then $ITNET_DATA, then the hub at a pinned commit, else `DataNotFound`."
     for what, s in (('name', name), ('split', split)):
         if not re.fullmatch(r'\w[\w.-]*', s): raise ValueError(f'{what} {s!r} is not a plain file name')
     if revision is not None and not re.fullmatch(r'[0-9a-f]{40}', revision):
         raise ValueError(f'revision {revision!r} is not a full commit hash of 40 hexadecimal digits; branches can move')
     found, tried = _local_file(name, split, path)
-    if found: return found
+    if found: return [found]
     found, why = _try_hub(name, split, revision, timeout)
     if found: return found
     raise DataNotFound(name, split, [*tried, why], _suggestion(name))
@@ -167,10 +175,11 @@ def read_split(name: str, # name of the data set
     ) -> Columns:
     "One split of a data set in memory. `DataNotFound` as in `resolve`; ValueError for a file that is no Parquet."
     import pyarrow.parquet as pq
-    file, where = resolve(name, split, path, revision), f'data set {name!r}, split {split!r}'
-    try: return Columns(pq.read_table(file, partitioning=None), where)
+    files, where = resolve(name, split, path, revision), f'data set {name!r}, split {split!r}'
+    try: return Columns(pq.read_table(files, partitioning=None), where)
     except (ValueError, NotImplementedError, OSError) as e:          # as pyarrow's errors are
-        raise ValueError(f'{where}: {file} cannot be read as a Parquet file ({str(e).splitlines()[0]})') from None
+        files = ', '.join(map(str, files))
+        raise ValueError(f'{where}: {files} cannot be read as a Parquet file ({str(e).splitlines()[0]})') from None
 
 # %% ../../nbs/data/00_source.ipynb #cached
 def cached(key: str, # file name without suffix: must determine the content
@@ -205,6 +214,9 @@ class Indexed(torch.utils.data.Dataset):
     def checksum(self) -> str:
         "SHA-256 of the content."
         raise NotImplementedError
+    def scores(self, loss: float) -> dict[str, float]:
+        "Further numbers that follow from the mean loss over all examples; none by default."
+        return {}
     def set_epoch(self, epoch: int, seed: int = 0) -> None:
         "Draw this epoch's augmentation; the same arguments give the same examples."
     def __getitems__(self, index: list[int]) -> dict[str, Tensor]:
@@ -245,6 +257,13 @@ class Data:
     def checksums(self) -> dict[str, str]:
         "SHA-256 of each split's content."
         return {k: v.checksum() for k, v in self.splits().items()}
+    def state(self) -> dict[str, str]:
+        "What a trained model cannot be used without, such as its tokeniser, for checkpoints; nothing by default."
+        return {}
+    def check_state(self, state: dict[str, str]) -> None:
+        "ValueError unless a checkpoint's state is that of these data."
+        if state != self.state():
+            raise ValueError(f'{type(self).__name__} does not have what the checkpoint was trained with')
 
 # %% ../../nbs/data/00_source.ipynb #positive
 def check_sizes(owner: str, # whose sizes these are, for the message
