@@ -41,7 +41,7 @@ def _train(word: str, recipe, options) -> int:
         return 0
     from itnet.training.recipe import fit
     record = fit(recipe, out=options.out, results=options.results, resume=options.resume, quiet=options.quiet)
-    print(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
+    if record.path is not None: print(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
     return 0
 
 def _outcome(record) -> str:

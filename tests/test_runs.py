@@ -181,6 +181,20 @@ def test_weights_of_another_step_are_not_tested(tmp_path):
 
 # --- going on
 
+def test_a_best_of_another_step_ends_a_run_that_goes_on(tmp_path):
+    "The best has been another step than the last one, and `best.ckpt` is of neither."
+    run(tmp_path)
+    last, best = (only(tmp_path / "runs") / name for name in ("last.ckpt", "best.ckpt"))
+    saved = read_checkpoint(last)
+    evaluations = saved["callbacks"]["Curve"]["evals"]
+    for e in evaluations: e["accuracy"] = float(e["step"] == 8)
+    write_checkpoint(saved, last)
+    for step, says in ((16, "best.ckpt is of step 16"), (None, "best.ckpt is missing")):
+        if step: write_checkpoint({**read_checkpoint(best), "global_step": step}, best)
+        else: best.unlink()
+        with pytest.raises(ValueError, match=f"step 8 has been best, and .*{says}"): run(tmp_path, resume=last)
+
+
 def test_other_data_end_a_run_that_goes_on(tmp_path, monkeypatch):
     run(tmp_path)
     monkeypatch.setattr(toy_itnet.Sums, "checksums", lambda self: {"train": "some", "python": "3"})
@@ -256,8 +270,12 @@ def test_nan_ends_a_run_and_replaces_nothing(tmp_path, after):
 
 
 def test_a_test_that_is_no_number_fails(tmp_path, monkeypatch):
-    spec = replace(toy_itnet.Sums().spec, loss=lambda p, t: torch.nn.functional.cross_entropy(p, t) * (1 if p.requires_grad else float("nan")))
-    monkeypatch.setattr(toy_itnet.Sums, "spec", spec)
+    "Of one batch of the test split, the last one that is looked at."
+    batches = []
+    def loss(p, t):
+        if not p.requires_grad: batches.append(0)
+        return torch.nn.functional.cross_entropy(p, t) * (float("nan") if len(batches) == 8 else 1)       # 3 evaluations and the test, of 2
+    monkeypatch.setattr(toy_itnet.Sums, "spec", replace(toy_itnet.Sums().spec, loss=loss))
     with pytest.raises(FloatingPointError, match="the test loss is nan"): run(tmp_path)
     assert not list((tmp_path / "results").iterdir()) and read_records(only(tmp_path / "runs"))[0].status == "failed"
 

@@ -8,6 +8,7 @@ __all__ = ['Columns']
 # %% ../../nbs/data/01_columns.ipynb #imports
 import difflib
 import io
+import warnings
 from dataclasses import dataclass
 from typing import Any
 import numpy as np
@@ -94,35 +95,47 @@ def pixels(self: Columns,
            size: tuple[int, int] = (32, 32), # H, W of every image
     ) -> Tensor: # (n, H, W, 3) uint8
     "The decoded RGB images of a column. ValueError for another type, an image that is missing, damaged or otherwise."
-    found = self._image_bytes(name)
+    found, files = self._image_bytes(name)
     out = np.empty((len(found), *size, 3), np.uint8)
     for i, data in enumerate(found):
-        try: image = _rgb(data.as_py())
-        except Exception as e: raise self.error(name, i, f'cannot be decoded as an image: {_first_line(e)}') from None
-        if image.shape[:2] != size:
-            raise self.error(name, i, f'is {image.shape[0]} × {image.shape[1]} pixels, expected {size[0]} × {size[1]}')
-        out[i] = image
+        try: out[i] = _rgb(data.as_py(), size)
+        except Exception as e:
+            file = f' ({files[i].as_py()!r})' if files is not None and files[i].is_valid else ''
+            raise self.error(name, i, f'{_first_line(e)}{file}') from None
     return torch.from_numpy(out)
 
 @patch
 def _image_bytes(self: Columns, name: str):
-    "The encoded images."
+    "The encoded images, and the names of their files where they have some."
     import pyarrow as pa
-    found = self.column(name)
-    if pa.types.is_struct(found.type) and 'bytes' in [f.name for f in found.type]:
+    found, files = self.column(name), None
+    if pa.types.is_struct(found.type) and 'bytes' in (parts := [f.name for f in found.type]):
         import pyarrow.compute as pc
+        files = pc.struct_field(found, 'path') if 'path' in parts else None
         found = pc.struct_field(found, 'bytes')
         self.present(name, found)
-    if pa.types.is_binary(found.type) or pa.types.is_large_binary(found.type): return found
+    if pa.types.is_binary(found.type) or pa.types.is_large_binary(found.type): return found, files
     raise self.error(name, None, f'holds {found.type}, expected images: store the bytes of PNG or JPEG files')
 
 # %% ../../nbs/data/01_columns.ipynb #rgb
-def _rgb(data: bytes) -> np.ndarray:
-    "A decoded image, (H, W, 3) uint8."
+def _rgb(data: bytes, size: tuple[int, int]) -> np.ndarray:
+    "A decoded image, (H, W, 3) uint8. ValueError for another size, before it is decoded, or for unknown brightness."
     from PIL import Image
-    image = Image.open(io.BytesIO(data))
-    if image.mode[0] in 'IF': raise ValueError('it has more than 8 bits per channel; store 8')
-    return np.asarray(image.convert('RGB'))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except Exception as e: raise ValueError(f'cannot be decoded as an image: {_first_line(e)}') from None
+    width, height = image.size                                        # as its head says: nothing is decoded yet
+    if (height, width) != size:
+        raise ValueError(f'is {height} × {width} pixels, expected {size[0]} × {size[1]}')
+    if image.mode in ('I', 'F'): raise ValueError('has 32 bits per channel, of which no value is white: store 8 or 16')
+    try:
+        if image.mode.startswith('I;16'):
+            grey = (np.asarray(image).astype(np.uint32) + 128)//257     # 65535 is white
+            return np.repeat(grey[..., None], 3, -1).astype(np.uint8)
+        return np.asarray(image.convert('RGB'))
+    except Exception as e: raise ValueError(f'cannot be decoded as an image: {_first_line(e)}') from None
 
 def _first_line(e: Exception) -> str:
     "What an error says, without the address of an object."

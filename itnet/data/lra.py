@@ -163,7 +163,9 @@ class ListOps(Data):
         for field, least in (('max_depth', 2), ('max_args', 2), ('min_length', 1), ('max_length', 4), ('seed', 0)):
             check_integers(self, field, least=least)
         longest = 1
-        for _ in range(self.max_depth - 1): longest = 2 + self.max_args*longest
+        for _ in range(self.max_depth - 1):
+            if longest >= self.min_length: break
+            longest = 2 + self.max_args*longest
         if self.min_length > min(self.max_length, longest):
             raise ValueError(f'ListOps.min_length={self.min_length} exceeds max_length={self.max_length} or the '
                              f'longest tree, {longest} tokens with max_depth={self.max_depth}, '

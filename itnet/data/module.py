@@ -18,22 +18,39 @@ from .spec import Spec
 
 # %% ../../nbs/data/40_module.ipynb #order
 class Order:
-    "Batches of indices of one epoch: shuffled by (seed, epoch) or in order, from batch `first` on."
+    "Batches of indices of one epoch: shuffled by (seed, epoch) or in order, from batch `first` on; or shares of them."
     def __init__(self,
                  n: int, # examples
-                 batch_size: int, # examples per batch
+                 batch_size: int, # examples per batch, over all processes and parts
                  shuffle: bool = False, # draw the order, and leave out an incomplete last batch
                  seed: int = 0, # of the order
+                 parts: int = 1, # smaller batches, one after the other, that a training batch is taken in
+                 share: tuple[int, int] = (0, 1), # the number of this process, and how many share each batch
         ):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
-        self.epoch = self.first = 0
+        self.parts, self.share, self.epoch, self.first = parts if shuffle else 1, share, 0, 0
         if n < (batch_size if shuffle else 1):
             raise ValueError(f'{n} examples do not fill a batch of {batch_size}; lower batch_size or add examples')
-    def __len__(self): return self.n//self.batch_size if self.shuffle else -(-self.n//self.batch_size)
+        if shuffle and batch_size % (parts*share[1]):
+            raise ValueError(f'a batch of {batch_size} cannot be shared by {share[1]} processes in {parts} parts each: '
+                             f'choose a batch_size that {parts*share[1]} divides')
+    def __len__(self): return self.parts*(self.n//self.batch_size if self.shuffle else -(-self.n//self.batch_size))
     def __iter__(self) -> Iterator[list[int]]:
         g = generator('order', self.seed, self.epoch)
         order = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
-        for batch in order.split(self.batch_size)[self.first:len(self)]: yield batch.tolist()
+        batches = order.split(self.batch_size)[:len(self)//self.parts]
+        for batch in batches[self.first//self.parts:]:
+            pieces = batch.split(self.piece(len(batch)))
+            for part in range(self.parts):
+                at = part*self.share[1] + self.share[0]
+                yield (pieces[at] if at < len(pieces) else batch[:1]).tolist()      # none is left: see `is_extra`
+    def piece(self, size: int) -> int:
+        "Examples in a share of a batch of that size."
+        return -(-size//(self.parts*self.share[1]))
+    def is_extra(self, batch: int) -> bool:
+        "Does another process count the examples of that batch? All take part, and a last batch may be too small."
+        size = min(self.batch_size, self.n - batch*self.batch_size)
+        return not self.shuffle and self.share[0]*self.piece(size) >= size
 
 # %% ../../nbs/data/40_module.ipynb #loader
 class Loader(DataLoader):
@@ -44,14 +61,16 @@ class Loader(DataLoader):
                  shuffle: bool = False, # training stream instead of the given order
                  seed: int = 0, # of order and augmentation
                  num_workers: int = 0, # processes that prepare batches; 0 is fastest for data in tensors
+                 parts: int = 1, # smaller batches that a training batch is taken in
+                 share: tuple[int, int] = (0, 1), # the number of this process, and how many share each batch
                  collate_fn=collate, # for data sets that answer with single examples
         ):
-        self.order = Order(len(data), batch_size, shuffle, seed)
-        self.taken = 0 # batches of the training stream so far
+        self.order = Order(len(data), batch_size, shuffle, seed, parts, share)
+        self.taken = 0 # batches of the training stream so far, in parts
         super().__init__(data, batch_sampler=self.order, collate_fn=collate_fn, num_workers=num_workers,
                          pin_memory=torch.cuda.is_available(), generator=generator('workers', seed))
-    def state_dict(self) -> dict[str, int]: return {'taken': self.taken}
-    def load_state_dict(self, state: dict[str, int]) -> None: self.taken = state['taken']
+    def state_dict(self) -> dict[str, int]: return {'taken': self.taken//self.order.parts}
+    def load_state_dict(self, state: dict[str, int]) -> None: self.taken = state['taken']*self.order.parts
 
 # %% ../../nbs/data/40_module.ipynb #loader-pass
 @patch
@@ -63,8 +82,9 @@ def __iter__(self: Loader) -> Iterator[dict[str, Tensor]]:
         o.epoch, o.first = divmod(self.taken, len(o))
         if o.shuffle and hasattr(self.dataset, 'set_epoch'): self.dataset.set_epoch(o.epoch, o.seed)
         for batch in super(Loader, self).__iter__():
+            extra = {'extra': True} if o.is_extra(len(self) - left) else {}
             self.taken, left = self.taken + 1, left - 1
-            yield batch
+            yield {**batch, **extra} if extra else batch
             if not left: return
 
 # %% ../../nbs/data/40_module.ipynb #check
@@ -89,8 +109,19 @@ def check_splits(data: Data, sets: dict[str, Indexed]) -> None:
         except ValueError as e: raise ValueError(f'split {split!r}: {e}') from None
         for name, size in (('labels', data.spec.outputs), ('tokens', data.spec.inputs)):
             values = getattr(sets[split], name, None)
+            if name == 'labels' and values is None: values = _listed_labels(sets[split])
             if not _classes(values) or name == 'labels' and data.spec.loss is not cross_entropy: continue
-            check_range(values, size, f'split {split!r}, {name}')
+            check_range(values, size, f'split {split!r}, {name}', _ignored(data.spec))
+
+def _listed_labels(examples) -> Tensor | None:
+    "The targets of a list of examples, where each is one class."
+    targets = [e.get('target') for e in examples if isinstance(e, dict)] if isinstance(examples, (list, tuple)) else []
+    if not targets or not all(_classes(t) and t.numel() == 1 for t in targets): return None
+    return torch.stack([t.reshape(()) for t in targets])
+
+def _ignored(spec: Spec) -> int:
+    "The target that does not count: a token may be left out, the class of an example may not."
+    return -100 if spec.head == 'language' else 0
 
 def _classes(values) -> bool:
     "Is it a tensor of integers?"
@@ -103,10 +134,13 @@ class DataModule(lightning.LightningDataModule):
                  data: Data, # a described data set: Digits, ListOps, SourceText, …
                  seed: int = 0, # of training order and augmentation
                  num_workers: int = 0, # processes that prepare batches
+                 parts: int = 1, # smaller batches that a training batch is taken in
+                 share: tuple[int, int] = (0, 1), # the number of this process, and how many share each batch
         ):
         super().__init__()
         if num_workers < 0: raise ValueError(f'num_workers must be ≥ 0, got {num_workers}')
         self.data, self.seed, self.num_workers, self.sets = data, seed, num_workers, None
+        self.parts, self.share = parts, share
     @property
     def spec(self) -> Spec:
         "What a model must know."
@@ -116,6 +150,7 @@ class DataModule(lightning.LightningDataModule):
         if self.sets is not None: return
         sets = self.data.splits()
         check_splits(self.data, sets)
+        Order(len(sets['train']), self.data.batch_size, True, 0, self.parts, self.share)
         self.sets = sets
     def state_dict(self) -> dict[str, str]: return getattr(self.data, 'state', dict)()
     def load_state_dict(self, state: dict[str, str]) -> None:
@@ -130,7 +165,8 @@ def loader(self: DataModule,
     self.setup()
     if split not in self.sets: raise ValueError(f"no split {split!r}; there are {', '.join(self.sets)}")
     return Loader(self.sets[split], self.data.batch_size, shuffle=split == 'train', seed=self.seed,
-                  num_workers=self.num_workers, collate_fn=self.data.collate)
+                  num_workers=self.num_workers, parts=self.parts, share=self.share,
+                  collate_fn=self.data.collate)
 
 @patch
 def train_dataloader(self: DataModule) -> Loader:
@@ -155,5 +191,5 @@ def on_before_batch_transfer(self: DataModule, batch: dict[str, Tensor], dataloa
     x, target = batch['x'], batch['target']
     if _classes(x): check_range(x, self.spec.inputs, f'split {split!r}, tokens of a batch')
     if _classes(target) and self.spec.loss is cross_entropy:
-        check_range(target, self.spec.outputs, f'split {split!r}, targets of a batch', ignored=-100)
+        check_range(target, self.spec.outputs, f'split {split!r}, targets of a batch', _ignored(self.spec))
     return batch

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from ..data.source import derive_seed
 from ..data.spec import Metric
 from .checkpoint import check_weights
 from .files import copy_file
@@ -49,7 +50,7 @@ class Clock:
 class Curve(L.Callback):
     "Mean training loss of every `every` steps, an entry per evaluation, what was seen, seconds of training."
     def __init__(self, every: int = 10):
-        self.every, self.clock, self.pending, self.real = every, Clock(), [], 0
+        self.every, self.clock, self.pending, self.real, self.trainer = every, Clock(), [], 0, None
         self.seen = {'samples': 0, 'tokens': 0}
         self.train, self.evals, self.begun, self.resumed = [], [], time.perf_counter(), []
     def total(self) -> float:
@@ -57,7 +58,8 @@ class Curve(L.Callback):
         return time.perf_counter() - self.begun
 
     def state_dict(self):
-        self.settle()
+        self.settle(self.trainer)
+        self.pending = self._shared(self.pending)
         return dict(seen=dict(self.seen), train=list(self.train), evals=list(self.evals), resumed=list(self.resumed),
                     seconds=self.clock.seconds, total=self.total(), pending=[p.item() for p in self.pending])
     def load_state_dict(self, s):
@@ -69,6 +71,7 @@ class Curve(L.Callback):
 @patch
 def on_train_start(self: Curve, trainer, task):
     "Start the clock, and note the step if the run goes on from a checkpoint."
+    self.trainer = trainer
     if trainer.global_step: self.resumed.append(trainer.global_step)
     self.clock.start()
 
@@ -77,17 +80,25 @@ def on_train_batch_end(self: Curve, trainer, task, outputs, batch: dict, batch_i
     "Count what was seen; keep the loss without waiting for the device"
     x, mask = batch['x'], batch.get('mask')
     positions = x[..., 0] if x.is_floating_point() else x            # an image has channels, a token has none
-    self.seen['samples'] += len(x)
+    self.seen['samples'] += len(x) * trainer.world_size               # shares are of one size
     self.real = self.real + (positions.numel() if mask is None else mask.sum())
-    self.pending.append(outputs['loss'].detach())
+    if (batch_idx + 1) % trainer.accumulate_grad_batches: return      # a part of a step
+    self.pending.append(task.step_loss)
     if len(self.pending) == self.every or trainer.global_step == trainer.max_steps:
-        self.train.append([trainer.global_step, torch.stack(self.pending).mean().item()])
+        self.train.append([trainer.global_step, torch.stack(self._shared(self.pending)).mean().item()])
         self.pending = []
 
 @patch
-def settle(self: Curve):
-    "Add the tokens counted on the device to `seen`"
-    self.seen['tokens'] += int(self.real)
+def _shared(self: Curve, losses: list) -> list:
+    "Losses as the means over all processes."
+    if not losses or self.trainer is None: return losses
+    return list(self.trainer.strategy.reduce(torch.stack(losses), reduce_op='mean'))
+
+@patch
+def settle(self: Curve, trainer=None):
+    "Add the tokens counted on the device to `seen`, with a trainer those of all its processes"
+    real = torch.as_tensor(self.real)
+    self.seen['tokens'] += int(real if trainer is None else trainer.strategy.reduce(real, reduce_op='sum'))
     self.real = 0
 
 # %% ../../nbs/training/30_callbacks.ipynb #curve-eval
@@ -99,7 +110,7 @@ def on_validation_start(self: Curve, trainer, task):
 @patch
 def on_validation_end(self: Curve, trainer, task):
     "One entry of the curve; the clock starts again in `Checkpoints`, after saving"
-    self.settle()
+    self.settle(trainer)
     seconds = round(self.clock.seconds, 3)
     self.evals.append({'step': trainer.global_step, **self.seen, 'seconds': seconds, **task.result})
 
@@ -167,8 +178,9 @@ class Checkpoints(L.Callback):
                  curve: Curve,      # knows which evaluation was best
                  metric: Metric,    # of the validation split, which selects
                  flag: threading.Event,   # from `interruptible`
-                 facts: dict | None = None):  # plain values about the run, stored beside the recipe
-        self.facts = facts or {}
+                 facts: dict | None = None,   # plain values about the run, stored beside the recipe
+                 every: int | None = None):   # steps between evaluations; None: the trainer's interval
+        self.facts, self.every = facts or {}, every
         self.folder, self.recipe, self.curve, self.metric = Path(folder), recipe, curve, metric
         self.flag, self.rng = flag, None
 
@@ -185,6 +197,8 @@ class Checkpoints(L.Callback):
         "Restore the random generators of a resumed run."
         if self.rng: set_rng_state(self.rng)
         self.rng = None
+        if trainer.world_size > 1:                                     # each draws its own dropout, from here on
+            torch.manual_seed(derive_seed('process', torch.initial_seed(), trainer.global_step, trainer.global_rank))
 
 # %% ../../nbs/training/30_callbacks.ipynb #checkpoints-hooks
 @patch
@@ -196,11 +210,19 @@ def save(self: Checkpoints, trainer, task):
     trainer.save_checkpoint(self.folder/'last.ckpt')
 
 @patch
+def asked(self: Checkpoints, trainer) -> bool:
+    "Was one of the processes asked to stop? Several look now and then, since they have to agree."
+    if trainer.world_size == 1: return self.flag.is_set()
+    if trainer.global_step % 10 and not trainer.validating: return False
+    return trainer.strategy.reduce_boolean_decision(self.flag.is_set(), all=False)
+
+@patch
 def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_idx):
     "Stop here unless an evaluation is about to follow, which stops after it"
+    if (batch_idx + 1) % trainer.accumulate_grad_batches: return
     step = trainer.global_step
     if step == trainer.max_steps: trainer.should_stop = True       # evaluate after the last step, whatever the interval
-    elif self.flag.is_set() and step % trainer.val_check_interval:
+    elif self.asked(trainer) and step % (self.every or trainer.val_check_interval):
         self.curve.clock.stop()
         task.on_train_batch_end(outputs, batch, batch_idx)         # its row of the log: Lightning asks for it later
         self.save(trainer, task)
@@ -210,8 +232,9 @@ def on_train_batch_end(self: Checkpoints, trainer, task, outputs, batch, batch_i
 def on_validation_end(self: Checkpoints, trainer, task):
     "Save; `Curve` has seen this evaluation already"
     self.save(trainer, task)
-    if self.curve.best(self.metric) is self.curve.evals[-1]: copy_file(self.folder/'last.ckpt', self.folder/'best.ckpt')
-    if self.flag.is_set() and trainer.global_step < trainer.max_steps: raise StopRun
+    better = self.curve.best(self.metric) is self.curve.evals[-1]
+    if better and trainer.is_global_zero: copy_file(self.folder/'last.ckpt', self.folder/'best.ckpt')
+    if self.asked(trainer) and trainer.global_step < trainer.max_steps: raise StopRun
     if trainer.global_step < trainer.max_steps: self.curve.clock.start()     # what follows the last one is no training
 
 # %% ../../nbs/training/30_callbacks.ipynb #bar

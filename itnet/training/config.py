@@ -32,12 +32,17 @@ class Train:
     threads: int | None = None      # CPU threads; None leaves torch's choice
     device: str = 'auto'            # auto, cpu, cuda, cuda:1, mps
     precision: str = '32-true'      # as Lightning names it
+    accumulate: int = 1             # parts that a batch is taken in, one after the other, to save memory
+    workers: int = 0                # processes that prepare batches, for each that trains
+    devices: int = 1                # processes on each machine, one per device, that share a batch; see `torchrun`
+    nodes: int = 1                  # machines
     def __post_init__(self):
-        for k in ('steps', 'eval_every', 'threads'):
+        for k in ('steps', 'eval_every', 'threads', 'accumulate', 'devices', 'nodes'):
             if (v := getattr(self, k)) is not None and not 1 <= v < 2**63:
                 raise ValueError(f'train.{k}={str(v)[:20]}: choose 1 or more' + (' and less than 2⁶³' if v > 1 else ''))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f'train.seed={str(self.seed)[:20]}: choose 0 or more, and less than 2³²')
+        if not 0 <= self.workers < 1000: raise ValueError(f'train.workers={self.workers}: choose 0 or more')
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
         if not re.fullmatch(r'auto|cpu|mps|cuda(:\d+)?', self.device):
@@ -59,6 +64,10 @@ class Recipe:
         warmup, steps = self.optim.warmup, self.train.steps
         if warmup > steps: raise ValueError(f'optim.warmup={warmup} is longer than train.steps={steps}: shorten it')
         check_precision(self.train.precision, self.train.device)
+        pieces, batch = self.train.accumulate*self.train.devices*self.train.nodes, getattr(self.data, 'batch_size', 0)
+        if batch % pieces:
+            raise ValueError(f'data.batch_size={batch} cannot be taken in {pieces} pieces, train.accumulate × devices '
+                             f'× nodes: choose a multiple of {pieces}')
 
 # %% ../../nbs/training/35_config.ipynb #vary
 @patch
@@ -156,8 +165,9 @@ def config_differences(
     saved: dict,    # a recipe as plain values
     wanted: dict    # another
 ) -> list[str]:     # e.g. "optim.lr: 0.1 in the checkpoint, 0.2 requested"
-    "Fields in which two configurations differ; threads and device may, and lengths of earlier schedules."
-    free = 'train.threads', 'train.device', 'extended_from'
+    "Fields in which two configurations differ; what a run runs on may, and lengths of earlier schedules."
+    free = *(f'train.{k}' for k in ('threads', 'device', 'workers', 'devices', 'nodes')), 'extended_from'
+    saved = {**saved, 'train': {'accumulate': 1, **saved.get('train', {})}}
     a, b = ({k: v for k, v in flatten(c).items() if k not in free} for c in (saved, wanted))
     def show(c, k): return repr(c[k]) if k in c else 'absent'
     return [f'{k}: {show(a, k)} in the checkpoint, {show(b, k)} requested'

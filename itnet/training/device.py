@@ -69,9 +69,12 @@ def peak_memory() -> dict:
 # %% ../../nbs/training/05_device.ipynb #spent
 @contextmanager
 def memory_named():
-    "Within it, memory that runs out, of the machine or of a GPU, is a MemoryError of one line with the remedy."
+    "Within it, memory that runs out, and a worker that dies, are errors of one line with the remedy."
     try: yield
     except (MemoryError, RuntimeError) as e:
+        if str(e).startswith('DataLoader worker'):
+            raise ChildProcessError(f"{str(e).partition('.')[0]}: go on with --resume, and with fewer train.workers if "
+                                    'memory was short') from e
         kind = isinstance(e, (MemoryError, torch.OutOfMemoryError))
         if not kind and not re.search("can't allocate memory|out of memory", str(e)): raise
         why = (str(e).splitlines() or [''])[0][:160] or 'Python has none left'
@@ -79,20 +82,22 @@ def memory_named():
 
 # %% ../../nbs/training/05_device.ipynb #settled
 _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.treespec', 'is not used',
-           'smaller than the logging interval', 'exists and is not empty')   # what Lightning would say
+           'smaller than the logging interval', 'exists and is not empty', 'sync_dist',
+           'Grad strides')   # what Lightning would say
 
 @contextmanager
 def settled(threads: int | None):
     "Threads as asked for, cuDNN's deterministic kernels, Lightning without advice; everything as before afterwards"
-    before, log, cudnn = torch.get_num_threads(), logging.getLogger('lightning.pytorch'), torch.backends.cudnn
-    state = log.level, cudnn.deterministic, cudnn.benchmark
+    before, cudnn = torch.get_num_threads(), torch.backends.cudnn
+    logs = [logging.getLogger(f'lightning.{part}') for part in ('pytorch', 'fabric')]
+    state = [log.level for log in logs], cudnn.deterministic, cudnn.benchmark
     if threads: torch.set_num_threads(threads)
-    log.setLevel(logging.ERROR)
+    for log in logs: log.setLevel(logging.ERROR)
     cudnn.deterministic, cudnn.benchmark = True, False
     with warnings.catch_warnings():
         for m in _ADVICE: warnings.filterwarnings('ignore', f'.*{m}')
         try: yield
         finally:
             torch.set_num_threads(before)
-            log.setLevel(state[0])
+            for log, level in zip(logs, state[0]): log.setLevel(level)
             cudnn.deterministic, cudnn.benchmark = state[1:]

@@ -27,7 +27,7 @@ from .fields import check_record, find_records, read_json
 from .files import replacing
 
 # %% ../../nbs/training/20_ledger.ipynb #config-hash
-_UNHASHED = ('train.seed', 'train.threads', 'train.device')
+_UNHASHED = tuple(f'train.{k}' for k in ('seed', 'threads', 'device', 'accumulate', 'workers', 'devices', 'nodes'))
 
 def flatten(config: dict, prefix: str = '') -> dict:
     "Nested dicts as one dict with dotted keys"
@@ -45,7 +45,7 @@ def _scrub(v):
 def config_hash(
     config: dict   # a recipe as nested plain values
 ) -> str:          # 12 hexadecimal digits
-    "Hash of a configuration without its seed, threads and device: equal for runs that repeat one another."
+    "Hash of a configuration without its seed and what it runs on: equal for runs that repeat one another."
     flat = {k: v for k, v in flatten(_scrub(config)).items() if k not in _UNHASHED}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -100,6 +100,7 @@ class Record:
     commit: dict | None = None                  # {hash, dirty} or None outside a checkout
     versions: dict = field(default_factory=dict)
     device: dict = field(default_factory=dict)
+    processes: int = 1                          # that shared each batch
     data: dict = field(default_factory=dict)    # checksum of each split
     parameters: dict = field(default_factory=dict)  # total, embeddings, without_embeddings
     steps: int = 0                              # optimiser steps taken
@@ -118,6 +119,7 @@ class Record:
     error: str | None = None                    # what ended a failed run
     created: str = ''                           # UTC
     schema: int = SCHEMA
+    path = None                                 # of the file, once it is written; not a field: a record holds no path
 
 # %% ../../nbs/training/20_ledger.ipynb #begin
 def begin(name: str, config: dict, seed: int, device: str = 'cpu') -> Record:

@@ -16,7 +16,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 from ..data.module import DataModule
 from ..data.tokenizer import Tokenizer
@@ -29,6 +28,7 @@ from .files import copy_file, locked, replacing, sweep_parts
 from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
 from .logs import CSVRows, read_rows
 from .optim import Optim, warmup_cosine
+from .processes import Place, find_place
 from .tasks import Task
 
 # %% ../../nbs/training/40_recipe.ipynb #all
@@ -50,13 +50,17 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {'total': total, 'embeddings': emb, 'without_embeddings': total - emb}
 
 # %% ../../nbs/training/40_recipe.ipynb #trainer
-def _trainer(precision: str, device: str, **kw) -> L.Trainer:
-    "A Lightning trainer on one device that adds nothing of its own to a run"
+def _trainer(precision: str, device: str, place: Place | None = None, **kw) -> L.Trainer:
+    "A Lightning trainer that adds nothing of its own to a run: on one device, or as one of several processes"
     kind, _, index = device.partition(':')
-    alone = [LightningEnvironment(), CheckedIO()]                     # one process, whatever a batch system offers
-    return L.Trainer(plugins=alone, accelerator='gpu' if kind == 'cuda' else kind, devices=[int(index)] if index else 1,
-                     precision=precision, enable_checkpointing=False, enable_model_summary=False,
-                     num_sanity_val_steps=0, inference_mode=True, **kw)
+    place = place or find_place(1, 1)
+    several = place.world > 1
+    machines = place.world // (devices := kw.pop('devices', 1))
+    own = [int(index)] if index and not several else devices
+    return L.Trainer(plugins=[place.environment, CheckedIO()], accelerator='gpu' if kind == 'cuda' else kind,
+                     devices=own, num_nodes=machines, strategy='ddp' if several else 'auto', precision=precision,
+                     enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
+                     inference_mode=True, use_distributed_sampler=False, **kw)
 
 # %% ../../nbs/training/40_recipe.ipynb #load
 def _read_checkpoint(checkpoint) -> dict:
@@ -140,30 +144,34 @@ def _begin(recipe: Recipe, saved: dict | None, task: Task, device: str) -> Recor
 
 def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held: ExitStack):
     "Everything `fit` needs, made in the order in which it can fail; the folder is locked until `held` is closed"
-    device, saved = pick_device(recipe.train.device), _read_checkpoint(resume) if resume else None
-    check_precision(recipe.train.precision, device)
+    device, saved, terms = pick_device(recipe.train.device), _read_checkpoint(resume) if resume else None, recipe.train
+    check_precision(terms.precision, device)
+    place = find_place(terms.devices, terms.nodes)
     config = _configuration(recipe, saved)
-    L.seed_everything(recipe.train.seed, verbose=False)
-    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, recipe.train.seed, config_hash(config))
-    task = Task(build(recipe), spec, recipe.optim, recipe.train.steps)
-    data = DataModule(recipe.data, recipe.train.seed)
+    L.seed_everything(terms.seed, verbose=False)
+    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, terms.seed, config_hash(config))
+    task = Task(build(recipe), spec, recipe.optim, terms.steps)
+    data = DataModule(recipe.data, terms.seed, terms.workers, terms.accumulate, (place.rank, place.world))
     data.setup()
     if saved: _check_state(data, saved)
     record, curve = _begin(recipe, saved, task, device), Curve()
+    record.processes = place.world
     rows = read_rows(saved['path'].with_name('metrics.csv'), saved['rows']) if saved else []
-    if results is not None: try_folder(results, '--results')
-    try_folder(folder, '--out')
-    held.enter_context(locked(folder))
-    _make_folder(folder, config, saved, curve.best_step(saved['callbacks']['Curve'], spec.metric) if saved else None)
-    for name, text in data.state_dict().items():
-        with replacing(folder/f'{name}.json') as f: f.write(text.encode())
+    if place.rank == 0:                                               # the others write nothing
+        if results is not None: try_folder(results, '--results')
+        try_folder(folder, '--out')
+        held.enter_context(locked(folder))
+        best = curve.best_step(saved['callbacks']['Curve'], spec.metric) if saved else None
+        _make_folder(folder, config, saved, best)
+        for name, text in data.state_dict().items():
+            with replacing(folder/f'{name}.json') as f: f.write(text.encode())
     facts = dict(data=record.data, versions=record.versions, changed=record.changed)
-    own = Checkpoints(folder, config, curve, spec.metric, flag, facts)
+    own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
-    trainer = _trainer(recipe.train.precision, device, max_steps=recipe.train.steps, max_epochs=-1,
+    trainer = _trainer(terms.precision, device, place, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
                        log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
-                       val_check_interval=recipe.train.eval_every, check_val_every_n_epoch=None,
-                       enable_progress_bar=not quiet)
+                       accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
+                       val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
     if saved and not quiet:
         _say_extended(recipe, saved)
         _say_changed(recipe, record.changed)
@@ -204,6 +212,7 @@ def _settle(record: Record, curve: Curve, trainer, data: DataModule):
 def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -> dict[str, float]:
     "Train to the end, then measure the selected weights on the test split"
     trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
+    trainer.strategy.barrier()                                        # what the first process wrote is there
     file, chosen = own.folder/'best.ckpt', own.curve.best(own.metric)['step']
     best = read_checkpoint(file)
     try: extended_config(best['recipe'], own.recipe)                  # of this run, or of the shorter one before it
@@ -250,7 +259,7 @@ def fit(
             raise
         finally:
             _settle(record, own.curve, trainer, data)
-            if results is not None: _keep(record, results, own.folder)
+            if results is not None and trainer.is_global_zero: _keep(record, results, own.folder)
         if record.status == 'interrupted' or flag.is_set():
             raise Interrupted(f'{recipe.name} stopped at step {record.steps}', record, own.folder/'last.ckpt')
     return record

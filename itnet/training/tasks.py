@@ -11,7 +11,7 @@ import lightning as L
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import SumMetric
 from torchmetrics import Metric as TorchMetric
 from ..data.loss import count_targets
 from ..data.spec import Metric, Spec
@@ -33,8 +33,10 @@ class Task(L.LightningModule):
                  steps: int = 1):           # length of the run, for the schedule
         super().__init__()
         self.model, self.spec, self.optim, self.steps = model, spec, optim, steps
-        self.mean_loss, self.metric = MeanMetric(), make_metric(spec.metric)
+        self.metric = make_metric(spec.metric)
+        self.losses, self.targets = (SumMetric(nan_strategy='disable') for _ in range(2))     # NaN stays NaN
         self.recent = []                                                # losses of the steps since the last look
+        self.part, self.counted, self.rows, self.step_loss = 0., 0, 0, None      # of the parts of a step; of the last
 
     def forward(self, batch: dict) -> Tensor:
         return self.model(batch['x'], batch['mask']) if batch.get('mask') is not None else self.model(batch['x'])
@@ -53,22 +55,48 @@ def loss(self: Task, prediction: Tensor, target: Tensor) -> Tensor:
     return self.spec.loss(prediction, target)
 
 @patch
+def pieces(self: Task) -> int:
+    "Parts of all processes that a step is the mean of."
+    return self.trainer.world_size * self.trainer.accumulate_grad_batches if self._trainer is not None else 1
+
+@patch
 def training_step(self: Task, batch: dict, batch_idx: int) -> Tensor:
-    "Loss of a batch, a mean over its targets"
-    return self.loss(self(batch), batch['target'])
+    "Loss of a batch, a mean over its targets; where parts of it have targets of their own number, weighted by it"
+    loss = self.loss(self(batch), batch['target'])
+    if self.spec.head == 'language' and self.pieces() > 1:
+        count = count_targets(batch['target'])
+        self.counted, self.rows = self.counted + count, self.rows + len(batch['target'])
+        loss = torch.where(count > 0, loss, 0.) * (count / len(batch['target']))
+    self.part = self.part + loss.detach() / (self.trainer.accumulate_grad_batches if self._trainer is not None else 1)
+    return loss
 
 # %% ../../nbs/training/10_tasks.ipynb #train-hooks
 @patch
 def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
     "Clip the global gradient norm to `optim.clip` (0: measure only)"
+    factor = self._reweighted()
+    if factor is not None:
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad.mul_(factor)
+    self.step_loss, self.part = self.part if factor is None else self.part * factor, 0.
     clip = self.optim.clip or math.inf
     self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+
+@patch
+def _reweighted(self: Task) -> Tensor | None:
+    "What makes the mean of weighted parts the mean over all their targets."
+    if not isinstance(self.counted, Tensor): return None
+    sizes = torch.stack([self.counted, self.counted.new_tensor(self.rows)]).double()
+    counted, rows = self.trainer.strategy.reduce(sizes, reduce_op='sum')
+    self.counted = self.rows = 0
+    return (rows / counted.clamp(min=1)).float()
 
 @patch
 def check_losses(self: Task) -> float | None:
     "The last training loss. FloatingPointError, naming the step, where one since the last look is no number."
     if not self.recent: return None
-    losses, self.recent, step = torch.stack(self.recent).tolist(), [], self.trainer.global_step
+    step, losses = self.trainer.global_step, torch.stack(self.recent)
+    losses, self.recent = self.trainer.strategy.reduce(losses, reduce_op='mean').tolist(), []
     for at, loss in enumerate(losses, step - len(losses) + 1):
         if not math.isfinite(loss):
             raise FloatingPointError(f'the training loss is {loss} at step {at}: '
@@ -79,7 +107,8 @@ def check_losses(self: Task) -> float | None:
 def on_train_batch_end(self: Task, outputs, batch: dict, batch_idx: int):
     "Look at the losses and log every few steps."
     t, step = self.trainer, self.trainer.global_step
-    self.recent.append(outputs['loss'].detach())
+    if (batch_idx + 1) % t.accumulate_grad_batches: return               # a part of a step
+    self.recent.append(self.step_loss)
     if step % t.log_every_n_steps and step != 1: return
     values = {'train/loss': self.check_losses(), 'train/grad_norm': float(self.grad_norm),
               **{f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}}
@@ -101,8 +130,12 @@ def on_train_start(self: Task):
 @patch
 def _evaluate(self: Task, batch: dict):
     prediction, target = self(batch), batch['target']
+    if batch.get('extra'): return                                       # another process counts these
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    self.mean_loss.update(self.loss(prediction, target), count_targets(target))
+    loss, count = self.loss(prediction, target), count_targets(target)
+    if isinstance(count, Tensor): loss = torch.where(count > 0, loss, 0.)   # of a batch that has no target at all
+    self.losses.update(loss * count)
+    self.targets.update(count)
     self.metric.update(prediction, target)
 
 @patch
@@ -110,11 +143,11 @@ def _finish(self: Task, split: str):
     name, value = self.spec.metric.name, self.metric.compute()
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise ValueError(f'metric {name!r} gives {value} where one number is expected')
-    self.result = {'loss': self.mean_loss.compute().item(), name: value.item()}
+    mean = (self.losses.compute() / self.targets.compute()).item()
+    self.result = {'loss': mean, name: value.item()}
     if split == 'test' and not math.isfinite(self.result['loss']):
         raise FloatingPointError(f"the test loss is {self.result['loss']}: the selected weights are of no use")
-    self.mean_loss.reset()
-    self.metric.reset()
+    for total in (self.losses, self.targets, self.metric): total.reset()
     logged = {f'{split}/{k}': v for k, v in self.result.items()}
     self.log_dict(logged, logger=False)
     for logger in self.trainer.loggers: logger.log_metrics(logged, step=self.trainer.global_step)

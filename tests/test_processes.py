@@ -1,0 +1,160 @@
+"Several processes that share each batch, by gloo: the numbers of one, whatever their number; workers; parts of a batch."
+import os
+import socket
+import time
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from itnet.data.images import Digits
+from itnet.data.lra import ListOps
+from itnet.data.source import Indexed, Data
+from itnet.data.spec import Spec, perplexity
+from itnet.nets.presets import ITNetConfig, LSTMConfig
+from itnet.training.checkpoint import read_checkpoint
+from itnet.training.ledger import read_records
+from itnet.training.optim import Optim
+from itnet.training.recipe import Recipe, Train, fit
+from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def member(rank, world, port, recipe, folder, resume=None):
+    "One of several processes, as torchrun starts it."
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
+    from lightning.pytorch.utilities import rank_zero_only
+    rank_zero_only.rank = rank                                    # read from the environment at import, before the fork
+    run(recipe, folder, resume)
+
+
+def start(recipe, folder, world, resume=None):
+    port = free_port()
+    processes = [FORK.Process(target=member, args=(rank, world, port, recipe, folder, resume)) for rank in range(world)]
+    for p in processes: p.start()
+    return processes
+
+
+def run(recipe, folder, resume=None): return fit(recipe, out=folder / "runs", results=folder / "results", quiet=True, resume=resume)
+
+
+def outcome(recipe, folder, world=1, resume=None, **terms):
+    "Record and weights of a run on that many processes, each on one thread."
+    recipe = replace(recipe, train=replace(recipe.train, devices=world, **terms))
+    if world == 1: run(recipe, folder, resume)
+    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume)] == [0] * world
+    record, = read_records(folder / "results")
+    saved, = (folder / "runs").glob("*/last.ckpt")
+    return record, read_checkpoint(saved)["state_dict"]
+
+
+def assert_same(a, b, bound=1e-5):
+    "Losses, evaluations and results of two runs, up to the order of additions."
+    (a, v), (b, w) = a, b
+    assert [s for s, _ in a.train_loss] == [s for s, _ in b.train_loss]
+    for (_, x), (_, y) in zip(a.train_loss, b.train_loss): assert abs(x - y) <= bound * abs(y), (x, y)
+    assert (a.samples, a.tokens, a.steps, a.selection) == (b.samples, b.tokens, b.steps, b.selection)
+    for x, y in zip([*a.curve, a.test, a.validation], [*b.curve, b.test, b.validation]):
+        for k in x.keys() - {"seconds"}: assert x[k] == pytest.approx(y[k], rel=10 * bound), k
+    for k in w: assert (v[k] - w[k]).norm() <= 1000 * bound * w[k].norm() + 1e-6, k    # Adam divides small gradients by themselves
+
+
+TRAIN = Train(steps=30, eval_every=15, threads=1, device="cpu")
+FAST = Optim(lr=0.01, kappa_lr=0.01, warmup=3)
+
+
+@dataclass(frozen=True)
+class Holes(Data):
+    "Text of which some tokens do not count, not equally many in each line; the last batches are incomplete."
+    batch_size: int = 12
+    @property
+    def spec(self): return Spec("language", 7, 7, (9,), perplexity())
+    def splits(self):
+        g = torch.Generator().manual_seed(0)
+        def split(n):
+            x = torch.randint(0, 7, (n, 10), generator=g).cumsum(1) % 7
+            target = x[:, 1:].clone()
+            target[torch.rand(n, 9, generator=g) < torch.rand(n, 1, generator=g)] = -100
+            return [{"x": a, "target": b} for a, b in zip(x[:, :-1], target)]
+        return {"train": split(50), "validation": split(29), "test": split(13)}
+    def checksums(self): return {k: "holes" for k in ("train", "validation", "test")}
+
+
+RECIPES = {
+    "image": Recipe("image/itnet", Digits(batch_size=24), ITNetConfig(dim=8, depth=1, heads=2, extent=4, window=0, short=3, hidden=8), FAST, TRAIN),
+    "text": Recipe("text/lstm", Holes(), LSTMConfig(dim=8, depth=1), FAST, TRAIN),
+    "sequence": Recipe("lists/itnet", ListOps(batch_size=24, min_length=6, max_length=40, train=240, validation=29, test=13),
+                       ITNetConfig(dim=8, depth=1, heads=2, extent=8, window=0, hidden=8), FAST, TRAIN)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    "Each recipe on one process, when it is first asked for."
+    known = {}
+    def of(name):
+        if name not in known: known[name] = outcome(RECIPES[name], tmp_path_factory.mktemp(name))
+        return known[name]
+    return of
+
+
+@pytest.mark.parametrize("name, world, accumulate", [
+    ("image", 2, 1), ("image", 1, 3), ("text", 2, 1), ("text", 1, 4), ("text", 2, 3), ("text", 4, 1), ("sequence", 2, 1), ("sequence", 2, 2)])
+def test_the_numbers_are_those_of_one_process(tmp_path, alone, name, world, accumulate):
+    found = outcome(RECIPES[name], tmp_path, world, accumulate=accumulate)
+    assert_same(found, alone(name))
+    assert found[0].processes == world and found[0].config_hash == alone(name)[0].config_hash
+
+
+def test_the_comparison_can_fail(tmp_path, alone):
+    with pytest.raises(AssertionError): assert_same(outcome(replace(RECIPES["text"], optim=Optim(lr=0.0101, kappa_lr=0.01, warmup=3)), tmp_path), alone("text"))
+
+
+def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone):
+    "Killed in the middle, all of them."
+    recipe = replace(RECIPES["text"], train=replace(TRAIN, devices=2))
+    processes = start(recipe, tmp_path, 2)
+    when(lambda: list(tmp_path.rglob("last.ckpt")), 60)
+    for p in processes: p.kill()
+    for p in processes: ended(p)
+    step = read_checkpoint(next((tmp_path / "runs").glob("*/last.ckpt")))["global_step"]
+    assert step in (15, 30)
+    (tmp_path / "runs").rename(tmp_path / "begun")
+    for world in (1, 4):
+        source, = (tmp_path / "begun").glob("*")
+        assert_same(outcome(RECIPES["text"], tmp_path / str(world), world, resume=source), alone("text"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(tmp_path, alone, workers):
+    (a, v), (b, w) = outcome(RECIPES["image"], tmp_path, workers=workers), alone("image")
+    assert a.train_loss == b.train_loss and a.test == b.test and all(torch.equal(v[k], w[k]) for k in w)
+
+
+@dataclass(frozen=True)
+class Deadly(Digits):
+    "A worker is killed, as by a machine that is out of memory"
+    batch_size: int = 24
+    def collate(self, items):
+        if torch.utils.data.get_worker_info(): os.kill(os.getpid(), 9)
+        return super().collate(items)
+
+
+def test_a_worker_that_dies_is_one_line(tmp_path):
+    recipe = replace(RECIPES["image"], data=Deadly(), train=replace(TRAIN, workers=1))
+    with pytest.raises(ChildProcessError, match="DataLoader worker.*go on with --resume"): run(recipe, tmp_path)
+
+
+def test_other_numbers_of_processes_than_the_recipe_says(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="torchrun --nproc-per-node 2 -m itnet train"): run(replace(RECIPE, train=replace(RECIPE.train, devices=2)), tmp_path)
+    for name, value in dict(RANK=0, LOCAL_RANK=0, GROUP_RANK=0, WORLD_SIZE=2, TORCHELASTIC_RUN_ID=1).items(): monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="are 1 processes, and 2 were started"): run(RECIPE, tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="data.batch_size=32 cannot be taken in 3 pieces"): replace(RECIPE, train=replace(RECIPE.train, accumulate=3))
