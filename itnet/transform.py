@@ -146,7 +146,12 @@ def check_input(u: Tensor,
 
 # %% ../nbs/transform.ipynb #explain
 @patch
+def channels_of(self: IntegralTransform, kernel: Kernel) -> int:
+    "How many channels each head of its kernel integrates."
+    return self.dim // self.heads
+
+@patch
 def explain(self: IntegralTransform, n: int | tuple[int, ...]) -> str:
     "Structure of the kernel and the options on a grid of n points, cheapest first."
     shape = n if isinstance(n, tuple) else (n,)
-    return plans.explain(self.kernel, Measure.grid(shape), self.dim // self.heads)
+    return plans.explain(self.kernel, Measure.grid(shape), self.channels_of(self.kernel))

@@ -124,6 +124,11 @@ def mix(self: ITBlock, n: Tensor, k: Tensor | None, v: Tensor, measure: Measure)
     return y.mT.flatten(1, 2).unflatten(-1, measure.shape)
 
 @patch
+def channels_of(self: ITBlock, kernel: Kernel) -> int:
+    "How many channels each head of its far or near kernel integrates."
+    return self.dim // kernel.heads
+
+@patch
 def weigh(self: ITBlock, n: Tensor) -> Tensor:
     "How much the far field counts, 0 to 1, for the normalised input (B, *S, D): (B, H, N)."
     return self.gate(n).sigmoid().flatten(1, -2).mT

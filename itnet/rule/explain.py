@@ -62,10 +62,9 @@ def kernels_of(model: nn.Module) -> dict[str, tuple[Kernel, int]]:
     "Name -> (kernel, channels per head) of every kernel that a layer of the model integrates."
     found = {}
     for name, layer in model.named_modules():
-        if isinstance(layer, Kernel) or not (hasattr(layer, 'heads') and hasattr(layer, 'value')): continue
+        if not hasattr(layer, 'channels_of'): continue
         for own, kernel in layer.named_children():
-            if isinstance(kernel, Kernel):
-                found[f'{name}.{own}'.lstrip('.')] = kernel, layer.value.linear.out_features // layer.heads
+            if isinstance(kernel, Kernel): found[f'{name}.{own}'.lstrip('.')] = kernel, layer.channels_of(kernel)
     return found
 
 def explain_model(model: nn.Module, measure: Measure, batch: int = 1) -> str:
