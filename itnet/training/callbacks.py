@@ -147,7 +147,8 @@ def interruptible(flag: threading.Event):
         if flag.is_set(): raise KeyboardInterrupt
         flag.set()
     main = threading.current_thread() is threading.main_thread()
-    asked = [s for s in _SIGNALS if main and signal.getsignal(s) is not signal.SIG_IGN]
+    def hung_up(s): return s.name == 'SIGHUP' and signal.getsignal(s) is signal.SIG_IGN     # under nohup
+    asked = [s for s in _SIGNALS if main and not hung_up(s)]
     old = {s: signal.signal(s, handler) for s in asked}
     try: yield
     finally:
