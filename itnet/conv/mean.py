@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from .methods import Method
 from .op import _eager, gated_conv
-from .run import _method_for
+from .run import _method_for, all_taps
 from .workspace import _filters_in_basis, _add_groups, _walk_parts, work_dtype
 
 # %% ../../nbs/conv/45_mean.ipynb #quotient
@@ -87,17 +87,10 @@ class _Mean(torch.autograd.Function):
         if not torch.is_grad_enabled() and _eager(g, x, k, pre):
             way, keep, taps = _method_for(x, k, *ctx.rest)
             dx, dk, dpre = _means_backward(way, g, x, taps, pre, y, z)
-            if _all_finite(dx, dk, dpre): return dx, _all_taps(dk, k, keep), dpre, None, None, None, None
+            if _all_finite(dx, dk, dpre): return dx, all_taps(dk, k, keep), dpre, None, None, None, None
         return *_gradients_of_quotient(g, (x, k, pre), least, ctx.rest), None, None, None, None
 
 # %% ../../nbs/conv/45_mean.ipynb #node-parts
-def _all_taps(dk: Tensor, k: Tensor, keep: tuple | None) -> Tensor:
-    "The gradient of all taps, given that of those which are in reach."
-    if keep is None: return dk
-    whole = torch.zeros_like(k)
-    whole[keep] = dk
-    return whole
-
 def _gradients_of_quotient(g: Tensor, inputs: tuple[Tensor, ...], least: Tensor, rest: tuple) -> tuple:
     "Gradients of x, k and pre by the two operations, differentiable again where that is asked for."
     again = torch.is_grad_enabled()
