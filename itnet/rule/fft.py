@@ -84,8 +84,9 @@ def _mean_of_one(v: Tensor, phi: Tensor | None, f: Factors, measure: Measure, se
     x, psi, least = (_on_grid(t.expand(-1, -1, measure.n, -1), heads, measure) for t in (v, f.psi, least))
     y, z = mean_conv(x, _filter(f, heads), psi, least, _origin(f), measure.periodic)
     y, z = y.flatten(3).mT, z.flatten(3).mT
-    if not z.amax() < torch.inf:
-        rounded = z.isinf() if wanted is None else z.isinf() & wanted
+    rounded = z.isinf()
+    if rounded.any():
+        if wanted is not None: rounded = rounded & wanted
         y = mended(y, rounded, v, phi, f.kappa, f.psi, measure.shape, measure.periodic, [lo for lo, _ in f.box])
     return y * f.phi if f.phi is not None and f.phi.requires_grad else y           # no effect, but a gradient: zero
 
