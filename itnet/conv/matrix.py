@@ -34,6 +34,8 @@ LARGEST = 512                       # points of a grid whose matrix is worth loo
 @dataclass(frozen=True)
 class Whole(Method, name='whole'):
     "All of the matrix, looked up: grids and rings of few points."
+    termwise = True
+
     @property
     def row(self) -> int: return 2 * math.prod(self.shape)
 

@@ -44,7 +44,7 @@ def _means(way: Method, x: Tensor, k: Tensor, pre: Tensor, least: Tensor) -> tup
             small = Z.copy_(out[:, :, -1:]) < bound
             if small.any(): Z.masked_fill_(small, torch.inf)
             return out[:, :, :-1] / Z
-        _walk_parts(way, work, y, (x,), (pre, least), (z,), groups, dtype)
+        _walk_parts(way, work, y, (x,), (pre, least), (z,), groups, dtype, 1)
     return y, z
 
 # %% ../../nbs/conv/45_mean.ipynb #backward
@@ -63,19 +63,23 @@ def _means_backward(way: Method, g_y: Tensor, x: Tensor, k: Tensor, pre: Tensor,
             _add_groups(dK, [part], g, len(K))
             dP += _one(d[:, :, :-1] * v).add_(d[:, :, -1:])
             return d[:, :, :-1] * P
-        _walk_parts(way, work, dx, (x, g_y, y), (pre, z), (dpre,), groups, dtype)
+        _walk_parts(way, work, dx, (x, g_y, y), (pre, z), (dpre,), groups, dtype, 1)
         parts.append(way.back_to_taps(dK[0]))
     return dx, torch.cat(parts).unsqueeze(1).to(k.dtype), dpre
 
 # %% ../../nbs/conv/45_mean.ipynb #node
 def _all_finite(*tensors: Tensor) -> bool: return math.isfinite(sum(t.sum().item() for t in tensors))
 
+def _above_zero(least: Tensor) -> Tensor:
+    "The least weight where positive terms are added up as they stand: any that is not zero, where one is wanted."
+    return torch.where(least < torch.inf, torch.finfo(least.dtype).tiny, torch.inf)
+
 class _Mean(torch.autograd.Function):
     "y and z of x, k, pre and the least z; z is a remark, without a gradient."
     @staticmethod
     def forward(ctx, x, k, pre, least, *rest):
         way, _, taps = _method_for(x, k, *rest)
-        y, z = _means(way, x, taps, pre, least)
+        y, z = _means(way, x, taps, pre, _above_zero(least) if way.termwise else least)
         ctx.save_for_backward(x, k, pre, least, y, z)
         ctx.rest = rest
         ctx.mark_non_differentiable(z)
@@ -104,11 +108,11 @@ def _gradients_of_quotient(g: Tensor, inputs: tuple[Tensor, ...], least: Tensor,
 def mean_conv(x: Tensor,                         # (B, G, C, *S): C channels share filters and weights
               k: Tensor,                         # (G, 1, *L), positive
               pre: Tensor,                       # (B, G, 1, *S), positive: the weights p
-              least: Tensor,                     # (B|1, G, 1, *S), or broadcast to it: where z is less, y is 0
+              least: Tensor,                     # (B|1, G, 1, *S), or broadcast to it: what a transform's z has to be
               origin: tuple[int, ...],           # index of lag zero along each axis; may lie outside the filter
               ring: tuple[bool, ...],            # axes that close on themselves
               method: str = 'auto'               # one of METHODS, or the cheapest
-             ) -> tuple[Tensor, Tensor]:         # y (B, G, C, *S), and z (B, G, 1, *S), infinite where it is too small
+             ) -> tuple[Tensor, Tensor]:         # y (B, G, C, *S), z (B, G, 1, *S): 0 and infinite where z is less
     "The mean y = (k ∗ (p ⊙ x)) / z with the weight z = k ∗ p, which has no gradient. Arguments are not checked."
     rest = tuple(origin), tuple(ring), method
     if _eager(x, k, pre) and x.numel():

@@ -48,6 +48,7 @@ class Method(Line):
     `METHODS.pop('mine')` takes that back. A subclass without a name is a variant, known to nobody but its author.
     """
     name: ClassVar[str]
+    termwise: ClassVar[bool] = False        # whether a result is the sum of its own terms, and rounds like them
 
     def __init_subclass__(cls, name: str | None = None):
         super().__init_subclass__()
@@ -203,6 +204,8 @@ def describe(self: Fft) -> str: return f'one transform of {by_axis(self.size)}'
 @dataclass(frozen=True)
 class Direct(Method, name='direct'):
     "The sum over the taps, in 1 to 3 dimensions; not on a ring."
+    termwise = True
+
     @cached_property
     def row(self) -> int: return 2 * math.prod(self.shape)
 

@@ -36,6 +36,7 @@ def _in_blocks(z: Tensor, count: int, size: int) -> Tensor:
 @dataclass(frozen=True)
 class Toeplitz(Method, name='toeplitz'):
     "Windows of the row times a strip of the matrix: short lines and short filters. One axis, not a ring."
+    termwise = True
     strip: int = 32
 
     @cached_property

@@ -74,9 +74,13 @@ def _at(t: Tensor | None, b: slice, g: slice) -> Tensor | None:
     return t[b, g] if len(t) > 1 else t[:, g]
 
 def _walk_parts(method: Method, work: Callable, out: Tensor, rows: tuple[Tensor, ...], gates: tuple[Tensor | None, ...],
-                sums: tuple[Tensor | None, ...], groups: slice, dtype: torch.dtype) -> None:
-    "out (B, G, C, *S) = work(rows, gates, sums, which groups) part by part; work adds to `sums`, laid out like gates."
+                sums: tuple[Tensor | None, ...], groups: slice, dtype: torch.dtype, beside: int = 0) -> None:
+    """out (B, G, C, *S) = work(rows, gates, sums, which groups) part by part.
+
+    `work` adds to `sums`, laid out like gates, and has so many rows `beside` the C of each group.
+    """
     most, together = _rows_at_once(method, out)
+    most = max(1, most * out.shape[2] // (out.shape[2] + beside))
     for b, g, c in _boxes((len(out), groups.stop - groups.start, out.shape[2]), most, together):
         all_g = slice(groups.start + g.start, groups.start + g.stop)
         near = [_rows_near(t[b, all_g, c], dtype, together) for t in rows]

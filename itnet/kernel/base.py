@@ -49,6 +49,10 @@ class Kernel(nn.Module):
         "What it needs of u at the inputs."
         if self._own_matrix: return _square_of(self, measure, self.matrix(measure, u))
 
+    def right_within(self, support: Box, measure: Measure, u: Tensor | None):
+        "`right`, of which nothing beyond that support will be looked at: less work for a kernel that makes use of it."
+        return self.right(measure, u)
+
     def values(self, pairs: Pairs, left, right) -> Tensor:
         "(B|1, H, T|1, C, M): K on these pairs, zero outside the support. Segments are the caller's concern."
         if not self._own_matrix: raise NotImplementedError(f'{type(self).__name__} defines neither values nor matrix')

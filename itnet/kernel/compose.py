@@ -81,6 +81,8 @@ class Restricted(Wrapped):
 
     def rebuild(self, f): return Restricted(f(self.kernel), self.box)
 
+    def right(self, measure, u): return self.kernel.right_within(self.structure.support, measure, u)
+
     def values(self, pairs, left, right):
         return keep(pairs, self.structure.support, self.kernel.values(pairs, left, right), 0.)
 

@@ -16,7 +16,7 @@ from ..measure.measure import Measure, per_axis
 from ..conv.cache import kept
 from ..measure.lags import Box, is_finite, lag_box, on_box
 from ..measure.pairs import Pairs
-from ..sizes import surely
+from ..sizes import surely, symbolic
 from .structure import CAUSAL, Decay, Factors, Structure
 from .precision import parameters_of
 from .base import Kernel
@@ -209,7 +209,21 @@ def of_lag(self: Implicit, lag: Tensor) -> Tensor:
 def at_lags(self: Implicit, measure: Measure) -> Tensor:
     "κ at every lag, or log κ if positive."
     if not self.structure.positive: return Stationary.at_lags(self, measure)
-    return sum(self._profile(lag_grid(lag_box(measure), measure.spacing, self._device)))[None, :, None]
+    return self._table(lag_box(measure), measure)
+
+@patch
+def _table(self: Implicit, box: Box, measure: Measure) -> Tensor:
+    "κ at the lags of a box, or log κ if positive, (1, H, 1, *L)."
+    if not self.structure.positive: return self.filter(box, measure.spacing)[None, :, None]
+    return sum(self._profile(lag_grid(box, measure.spacing, self._device)))[None, :, None]
+
+@patch
+def right_within(self: Implicit, support: Box, measure: Measure, u: Tensor | None = None) -> Tensor | None:
+    "On a grid, what `right` returns, but 0 beyond the support, where the network is not asked."
+    if not measure.regular or any(measure.periodic) or symbolic(*measure.shape): return self.right(measure, u)
+    box, every = lag_box(measure, support), lag_box(measure)
+    make = lambda: on_box(self._table(box, measure), box, every, measure)
+    return kept(('right', measure.shape, measure.spacing, box), (self,), make)
 
 @patch
 def values(self: Implicit, pairs: Pairs, left, right) -> Tensor:

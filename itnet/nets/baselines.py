@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..data.source import check_sizes
 from ..measure.measure import Measure
 from ..kernel.content import Projection, merge_heads, rotary, split_heads
-from .block import SwiGLU, check_heads
+from .block import check_heads
+from .pointwise import SwiGLU
 from .backbone import scale_residuals
 
 # %% ../../nbs/nets/30_baselines.ipynb #plain

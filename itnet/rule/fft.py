@@ -87,7 +87,8 @@ def _mean_of_one(v: Tensor, phi: Tensor | None, f: Factors, measure: Measure, se
     rounded = z.isinf()
     if rounded.any():
         if wanted is not None: rounded = rounded & wanted
-        y = mended(y, rounded, v, phi, f.kappa, f.psi, measure.shape, measure.periodic, [lo for lo, _ in f.box])
+        factors = phi, f.kappa, f.psi, measure.shape, measure.periodic, [lo for lo, _ in f.box]
+        y = mended(y, rounded, v, *factors, within=True)               # the gradient of a mean is 0 where z is infinite
     return y * f.phi if f.phi is not None and f.phi.requires_grad else y           # no effect, but a gradient: zero
 
 # %% ../../nbs/rule/30_fft.ipynb #fft

@@ -82,12 +82,14 @@ def exact_rows(rows: Tensor, v: Tensor, phi: Tensor | None, kappa: Tensor, psi: 
                                      preserve_rng_state=False) for part in parts], 2).to(v.dtype)
 
 # %% ../../nbs/rule/27_resolution.ipynb #replaced
-def mended(y: Tensor, bad: Tensor, v: Tensor, *factors) -> Tensor:
-    "y (B, H, N, d) with exact rows where bad (B|1, H, N, 1)."
+def mended(y: Tensor, bad: Tensor, v: Tensor, *factors, within: bool = False) -> Tensor:
+    "y (B, H, N, d) with exact rows where bad (B|1, H, N, 1), `within` its memory if nobody else reads those."
     if not bad.any(): return y
     rows = bad.squeeze(3).flatten(0, 1).any(0).nonzero().squeeze(1)
     exact = torch.where(bad[:, :, rows], exact_rows(rows, v, *factors), y[:, :, rows])
-    return y.index_copy(2, rows, exact)
+    if not within: return y.index_copy(2, rows, exact)
+    if not y.requires_grad: return y.index_copy_(2, rows, exact)
+    with torch.autograd._unsafe_preserve_version_counter(y): return y.index_copy_(2, rows, exact)
 
 # %% ../../nbs/rule/27_resolution.ipynb #op
 _FACTORS = 'Tensor bad, Tensor v, Tensor? phi, Tensor kappa, Tensor? psi, SymInt[] shape, bool[] ring, SymInt[] first'
