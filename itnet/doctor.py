@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from .gpu.backend import FAILED, interpreted, why_not
 from .rule.rates import current
-from .training.device import cpu_model
+from .training.device import cpu_model, usable_cores
 from .training.ledger import PACKAGES, package_version
 
 # %% ../nbs/doctor.ipynb #row
@@ -42,10 +42,6 @@ def _versions() -> list[Row]:
     return rows
 
 # %% ../nbs/doctor.ipynb #devices
-def _cores() -> int:
-    "Cores that this process may use."
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-
 def _memory() -> str:
     "The memory of the machine."
     try: return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GB"
@@ -53,7 +49,7 @@ def _memory() -> str:
 
 def _devices() -> list[Row]:
     "The CPU with its threads and memory, and every GPU."
-    cores = f'{_cores()} of {os.cpu_count()} cores usable, {torch.backends.cpu.get_cpu_capability()}'
+    cores = f'{usable_cores()} of {os.cpu_count()} cores usable, {torch.backends.cpu.get_cpu_capability()}'
     rows = [Row('devices', 'cpu', cpu_model(), cores),
             Row('devices', 'threads', str(torch.get_num_threads()), 'set by OMP_NUM_THREADS, or --train.threads'),
             Row('devices', 'memory', _memory())]
@@ -174,8 +170,8 @@ def _suggestions(rows: list[Row]) -> list[Row]:
     at = {(r.section, r.item): r for r in rows}
     out = []
     def say(item: str, why: str) -> None: out.append(Row('suggestions', item, '', why))
-    if (n := torch.get_num_threads()) != _cores():
-        say('threads', f'torch uses {n} threads on {_cores()} usable cores: set OMP_NUM_THREADS={_cores()}')
+    if (n := torch.get_num_threads()) != usable_cores():
+        say('threads', f'torch uses {n} threads on {usable_cores()} usable cores: set OMP_NUM_THREADS={usable_cores()}')
     if at['backends', 'torch.compile'].state == 'off': say('torch.compile', at['backends', 'torch.compile'].why)
     if not os.environ.get('ITNET_DATA') and any(r.section == 'data' and r.state == 'missing' for r in rows):
         say('data', 'set ITNET_DATA to a folder with <name>/<split>.parquet for data sets that do not come along')

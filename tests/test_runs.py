@@ -18,6 +18,7 @@ import toy_itnet
 from itnet.training.checkpoint import read_checkpoint, write_checkpoint
 from itnet.training.ledger import read_records
 from itnet.training.recipe import Interrupted, Recipe, evaluate, fit, load_model
+from itnet.training.runs import run_all
 
 FORK = multiprocessing.get_context("fork")
 RECIPE = Recipe("sums/mlp", toy_itnet.Sums(), toy_itnet.MLP(), toy_itnet.Optim(lr=0.05, warmup=2),
@@ -362,3 +363,13 @@ def test_mutated_records_never_end_the_table(tmp_path, monkeypatch, capfd):
             if code == 0 and words == ["results"]: assert "| sums | mlp" in out and "a|b" not in out
         refused += bool(err)
     assert refused > 100
+
+
+def test_an_interrupt_reaches_every_run_of_several(tmp_path):
+    long = replace(RECIPE, train=replace(RECIPE.train, steps=10**6))
+    parent = child(run_all, [long.seeded(0), long.seeded(1)], tmp_path / "runs", tmp_path / "results", False, True, 2)
+    until = time.time() + 60
+    while len(list(tmp_path.glob("runs/*/last.ckpt"))) < 2 and time.time() < until: time.sleep(.1)
+    os.kill(parent.pid, signal.SIGINT)
+    assert ended(parent) != 0
+    assert [r.status for r in read_records(tmp_path / "results")] == ["interrupted"] * 2

@@ -14,24 +14,13 @@ from matplotlib.figure import Figure
 from ..atlas.kernels import Profile, far_profiles, plot_profiles
 from ..recipes.three_domains import RECIPES
 from ..training.config import Recipe
-from ..training.ledger import Record, config_hash, read_record, run_name, table
-from ..training.recipe import fit, load_model
+from ..training.device import usable_cores
+from ..training.ledger import Record, table
+from ..training.recipe import load_model
+from ..training.runs import run_all, run_folder
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #pairs
 PAIRS = [('digits', 'resnet'), ('text', 'transformer'), ('listops', 'lstm')]
-
-# %% ../../nbs/experiments/00_three_domains.ipynb #run
-def _folder(recipe: Recipe, out: str | Path) -> Path:
-    "Where a run keeps its checkpoints."
-    return Path(out) / run_name(recipe.name, recipe.train.seed, config_hash(recipe.to_dict()))
-
-def _run_or_reuse(recipe: Recipe, out: str, results: str, resume: bool, quiet: bool) -> Record:
-    "One run of the demo, or what is already there of it."
-    folder = _folder(recipe, out)
-    done, checkpoint = Path(results) / f'{folder.name}.json', folder / 'last.ckpt'
-    if resume and done.is_file() and (record := read_record(done)).status == 'finished': return record
-    resumed = checkpoint if resume and checkpoint.is_file() else None
-    return fit(recipe, out=out, results=results, quiet=quiet, resume=resumed)
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #demo
 def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 1, …
@@ -39,18 +28,19 @@ def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 
          out: str = 'runs/demo',               # folder for checkpoints, logs and figures
          results: str = 'results/demo',        # folder for the records
          resume: bool = False,                 # keep finished runs, go on with an interrupted one
-         quiet: bool = False                   # no progress
+         quiet: bool = False,                  # no progress
+         jobs: int | None = None               # runs at a time, one thread each; None: one for each core
         ) -> str:                              # the table, as Markdown
     "Train ITNet and the specialist on three domains; table, curves and kernels. ValueError for seeds < 1 or scale ≤ 0."
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
     if scale <= 0: raise ValueError(f'scale={scale}: the number of steps must stay positive')
     runs = [recipe.scaled(scale).seeded(seed) for seed in range(seeds) for recipe in RECIPES]
-    records = [_run_or_reuse(recipe, out, results, resume, quiet) for recipe in runs]
+    records = run_all(runs, out, results, resume, quiet, min(len(runs), usable_cores() if jobs is None else jobs))
     Path(out).mkdir(parents=True, exist_ok=True)
     plot_curves(records).savefig(Path(out) / 'learning_curves.png', dpi=150)
     first = [recipe for recipe in runs if recipe.name.endswith('/itnet') and recipe.train.seed == 0]
     kernels = {recipe.name.split('/')[0]: learned_kernels(recipe, out)
-               for recipe in first if _folder(recipe, out).is_dir()}
+               for recipe in first if run_folder(recipe, out).is_dir()}
     for task, learned in kernels.items():
         plot_profiles(learned, f'{task}: far kernels, trained').savefig(Path(out) / f'kernels_{task}.png', dpi=150)
     plt.close('all')
@@ -80,7 +70,8 @@ REACH = dict(digits=7, text=64, listops=32)          # lags worth a look
 
 def learned_kernels(recipe: Recipe, out: str | Path) -> list[Profile]:
     "κ of every block of a trained ITNet recipe, from the best checkpoint under `out`."
-    return far_profiles(load_model(_folder(recipe, out)), REACH[recipe.name.split('/')[0]], len(recipe.data.spec.shape))
+    reach = REACH[recipe.name.split('/')[0]]
+    return far_profiles(load_model(run_folder(recipe, out)), reach, len(recipe.data.spec.shape))
 
 def write_kernels(kernels: dict[str, list[Profile]], path: Path) -> None:
     "Keep κ beside the records, four digits relative to each head's largest value; pictures are made from this."

@@ -14,11 +14,11 @@ from ..training.config import Recipe, Train, register
 from ..training.optim import Optim
 
 # %% ../../nbs/recipes/00_three_domains.ipynb #shared
-IMAGES = dict(data=Digits(), train=Train(steps=600, eval_every=100, threads=2))
+IMAGES = dict(data=Digits(), train=Train(steps=600, eval_every=100, threads=1))
 TEXT = dict(data=SourceText(context=128, batch_size=16, eval_bytes=32_768),
-            train=Train(steps=500, eval_every=100, threads=2))
+            train=Train(steps=500, eval_every=100, threads=1))
 LISTOPS = dict(data=ListOps(batch_size=32, min_length=16, max_length=96, train=32_000, validation=2_000, test=2_000),
-               train=Train(steps=1000, eval_every=200, threads=2))
+               train=Train(steps=1000, eval_every=200, threads=1))
 
 # %% ../../nbs/recipes/00_three_domains.ipynb #recipes
 def _optim(lr: float, kappa_lr: float = 2e-3) -> Optim:
