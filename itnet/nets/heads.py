@@ -6,6 +6,7 @@
 __all__ = ['SequenceClassifier', 'LanguageModel', 'ImageClassifier']
 
 # %% ../../nbs/nets/20_heads.ipynb #imports
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,8 @@ def _check_tokens(x: Tensor, mask: Tensor | None, vocab: int) -> None:
     "ValueError unless x (B, N) holds token numbers below `vocab` and the mask fits."
     if x.ndim != 2 or x.is_floating_point() or x.is_complex():
         raise ValueError(f'tokens of shape {tuple(x.shape)} and dtype {x.dtype}: expected integers (B, N)')
-    if x.numel() and x.device.type == 'cpu' and not (0 <= int(x.min()) and int(x.max()) < vocab):
+    look = x.numel() and x.device.type == 'cpu' and not torch.compiler.is_compiling()       # a graph cannot ask
+    if look and not (0 <= int(x.min()) and int(x.max()) < vocab):
         raise ValueError(f'token numbers from {int(x.min())} to {int(x.max())}: the vocabulary has 0 to {vocab - 1}')
     if mask is not None and mask.shape != x.shape:
         raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens of shape {tuple(x.shape)}')
