@@ -13,10 +13,10 @@ from ..training.optim import Optim
 
 # %% ../../nbs/recipes/05_wikitext.ipynb #recipes
 _MILLION = dict(data=WikiText(vocabulary=2048, context=256, batch_size=16),
-              train=Train(steps=500, eval_every=100, threads=1))
+                train=Train(steps=500, eval_every=100, threads=1))
 
 WIKITEXT = [register(recipe) for recipe in (
     Recipe('wikitext2-1m/itnet', optim=Optim(lr=4e-3, kappa_lr=1e-2, warmup=50), **_MILLION,
            model=ITNetConfig(dim=128, depth=4, extent=64, hidden=372)),
-    Recipe('wikitext2-1m/transformer', optim=Optim(lr=4e-3, warmup=50), **_MILLION,
+    Recipe('wikitext2-1m/transformer', optim=Optim(lr=2e-3, kappa_lr=1e-2, warmup=50), **_MILLION,
            model=TransformerConfig(dim=128, depth=4, heads=4, hidden=344, short=4)))]
