@@ -9,9 +9,11 @@ __all__ = ['run_folder', 'finished', 'run_once', 'run_all']
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from multiprocessing import connection, get_context
 from pathlib import Path
+from .callbacks import interruptible
 from .config import Recipe
 from .ledger import Record, config_hash, read_record, run_name
 from .recipe import Interrupted, fit
@@ -46,6 +48,7 @@ def _line(record: Record) -> str:
 
 def _in_own_process(recipe: Recipe, places: dict) -> None:
     "A run whose exit status says how it ended."
+    if hasattr(os, 'setpgrp'): os.setpgrp()           # Ctrl-C reaches the parent alone, and from there each run once
     try: run_once(recipe, **places, quiet=True)
     except Interrupted: sys.exit(130)
     except Exception as e:
@@ -54,25 +57,29 @@ def _in_own_process(recipe: Recipe, places: dict) -> None:
 
 # %% ../../nbs/training/50_runs.ipynb #side-by-side
 def _side_by_side(recipes: list[Recipe], places: dict, jobs: int, quiet: bool) -> list[Recipe]:
-    "Do runs, `jobs` at a time; those that failed."
-    context, waiting, working, failed = get_context('spawn'), list(recipes), {}, []
-    try:
-        while waiting or working:
-            while waiting and len(working) < jobs:
+    "Do runs, `jobs` at a time; those that failed. KeyboardInterrupt once all are saved, where one was asked to end."
+    context, waiting, working, failed, asked = get_context('spawn'), list(recipes), {}, [], threading.Event()
+    with interruptible(asked):
+        while waiting and not asked.is_set() or working:
+            while waiting and len(working) < jobs and not asked.is_set():
                 process = context.Process(target=_in_own_process, args=(waiting[0], places))
                 process.start()
                 working[process.sentinel] = process, waiting.pop(0)
-            for done in connection.wait(list(working)):
+            for done in connection.wait(list(working), timeout=.2):
                 process, recipe = working.pop(done)
                 process.join()
-                if process.exitcode == 130: raise KeyboardInterrupt
-                if process.exitcode: failed.append(recipe)
+                if process.exitcode == 130: asked.set()
+                elif process.exitcode: failed.append(recipe)
                 elif not quiet: print(_line(finished(recipe, places['results'])), flush=True)
-    finally:
-        for process, _ in working.values():
-            if process.is_alive(): os.kill(process.pid, signal.SIGINT)
-        for process, _ in working.values(): process.join()
+            if asked.is_set(): _end(process for process, _ in working.values())
+    if asked.is_set(): raise KeyboardInterrupt
     return failed
+
+def _end(processes: Iterable) -> None:
+    "Ask runs to save where they are, and wait until they have."
+    running = [process for process in processes if process.is_alive()]
+    for process in running: os.kill(process.pid, signal.SIGINT)
+    for process in running: process.join()
 
 # %% ../../nbs/training/50_runs.ipynb #all
 def run_all(recipes: Sequence[Recipe],
