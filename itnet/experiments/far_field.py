@@ -49,7 +49,7 @@ def recipe_of(task: str,                 # of BASES
 NEAR, SENTENCE = 'near field and gate', 'def mean(values): return sum(values) / len(values)'
 
 def learned_gates(task: str, folder: str | Path, scale: float = 1.) -> dict | None:
-    "Gates of the first seed over one input, for each block (H, *S), three digits; None if no such run is in the folder."
+    "Gates of the first seed over one input, for each block (H, *S); None if no such run is in the folder."
     run = run_folder(recipe_of(task, NEAR).scaled(scale).seeded(0), folder)
     if task not in ('text', 'digits') or not (run / 'best.ckpt').is_file(): return None
     x = torch.tensor([[*SENTENCE.encode()]]) if task == 'text' else BASES[task].data.splits()['test'].batch([0])['x']

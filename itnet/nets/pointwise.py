@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 from ..data.source import check_sizes
 from ..gpu.backend import forward_mode
+from ..kernel.precision import autocasts
 
 # %% ../../nbs/nets/05_pointwise.ipynb #product
 def product(x: Tensor,               # (B, N, C)
@@ -60,8 +61,7 @@ def gated_product(x: Tensor,             # (B, N, C), channels or points side by
                   w: Tensor              # (E, C)
                  ) -> Tensor:            # (B, N, E)
     "(x ⊙ silu(z)) wᵀ; the backward pass keeps x, z and w alone."
-    kind = x.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    dtype = torch.get_autocast_dtype(x.device.type) if autocasts(x) else x.dtype
     if not (torch.compiler.is_compiling() or get_interpreter_stack() is not None or forward_mode()):
         return _GatedProduct.apply(x, z, w, dtype)
     return product((x * F.silu(z)).to(dtype), w.to(dtype))
