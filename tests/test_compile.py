@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.export import Dim
+from itnet.data.spec import Spec, perplexity
 from itnet.kernel.content import Separable, Softmax
 from itnet.kernel.pairwise import Pairwise
 from itnet.kernel.selective import Selective
@@ -11,7 +12,7 @@ from itnet.kernel.stationary import Exponentials, Implicit, Taps
 from itnet.measure.measure import Measure
 from itnet.special_cases.case import from_torch
 from itnet.special_cases.pretrained import from_pretrained_model
-from itnet.nets.presets import ITNetConfig
+from itnet.nets.presets import ITNetConfig, build_model
 from itnet.rule.plan import choose
 from itnet.rule.rates import built_in
 from itnet.transform import IntegralTransform
@@ -99,6 +100,18 @@ def test_rings_masks_norms_and_gates_are_compiled(kernel, inputs):
 def test_the_backbone_is_compiled():
     net = ITNetConfig(dim=16, depth=1, heads=2, hidden=16).build(causal=True).eval()
     assert graphs(net, [(torch.randn(b, n, 16), Measure.sequence(n)) for b, n in ((2, 30), (3, 41), (4, 57))]) <= 3
+
+
+def test_generated_code_trains_as_the_network_does():
+    network = build_model(ITNetConfig(16, 1, share=2, hidden=16), Spec("language", 40, 40, (64,), perplexity()))
+    x, gradients = torch.randint(40, (2, 64)), []
+    for run in (network, torch.compile(network)):
+        run(x).square().mean().backward()
+        gradients.append({name: p.grad for name, p in network.named_parameters()})
+        network.zero_grad()
+    least = 1e-6 * sum(g.square().sum() for g in gradients[0].values()) ** .5         # what cancels is rounding
+    for name, want in gradients[0].items():
+        assert (gradients[1][name] - want).norm() < 1e-4 * want.norm() + least, name
 
 
 def exported(layer, example, sizes, strict=False):
