@@ -154,6 +154,7 @@ _BENCHMARKS = {
     'rules': ('rule_scaling', 'bench_rules', ('save',),
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
     'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv, beside unfused FFTs'),
+    'widths': ('conv_widths', 'bench_conv_widths', (), 'time of fft_conv at the widths and batches of small networks'),
     'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
     'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
     'converted': ('converted', 'bench_converted', ('small',),
