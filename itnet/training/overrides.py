@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments', 'add_help', 'add_section', 'recipe_parser',
-           'check_words', 'check_file', 'parse', 'read_section', 'read_recipe', 'as_yaml']
+           'check_words', 'check_file', 'parse', 'read_section', 'read_recipe', 'section_words', 'as_yaml']
 
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any, get_args, get_type_hints
 
 # %% ../../nbs/training/45_overrides.ipynb #nearest
@@ -115,6 +116,15 @@ def read_section(section: str, obj, cfg):
 def read_recipe(recipe, cfg):
     "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
     return replace(recipe, **{s: read_section(s, getattr(recipe, s), cfg) for s in SECTIONS})
+
+# %% ../../nbs/training/45_overrides.ipynb #section-words
+def section_words(argv: list[str], sections=SECTIONS) -> tuple[list[str], list[str]]:
+    "The words of `--section.field value` or `--section.field=value` of some sections, and the others."
+    fields, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith(tuple(f'--{section}.' for section in sections)): others.append(word)
+        else: fields += [word, *islice(words, '=' not in word)]
+    return fields, others
 
 # %% ../../nbs/training/45_overrides.ipynb #yaml
 def as_yaml(recipe) -> str:
