@@ -16,7 +16,7 @@ from .training.overrides import Usage, comments, add_help, make_parser, parse, s
 
 # %% ../nbs/cli.ipynb #train
 def train_command(argv: list[str]) -> int:
-    "itnet train RECIPE|FILE.py[:NAME] [--print_config] [--config FILE] [--resume CHECKPOINT] [--section.field value]"
+    "itnet train RECIPE|FILE.py[:NAME] [--print_config] [--config FILE] [--resume|--init RUN] [--section.field value]"
     word = argv[0] if argv else '-h'
     if word in ('-h', '--help'):
         print(f'usage: {train_command.__doc__}\n\n'
@@ -39,7 +39,8 @@ def _train(word: str, recipe, options) -> int:
         print(as_yaml(recipe).replace(f'itnet train {recipe.name} ', f'itnet train {shlex.quote(word)} ', 1))
         return 0
     from itnet.training.recipe import fit
-    record = fit(recipe, out=options.out, results=options.results, resume=options.resume, quiet=options.quiet)
+    record = fit(recipe, out=options.out, results=options.results, resume=options.resume, quiet=options.quiet,
+                 init=options.init)
     if record.path is not None: print(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
     return 0
 

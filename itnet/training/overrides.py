@@ -64,6 +64,7 @@ def recipe_parser(recipe):
     p.add_argument('--config', action='config', help='YAML file with the same fields, as --print_config shows them')
     p.add_argument('--print_config', action='store_true', help='show the configuration as YAML and stop')
     p.add_argument('--resume', type=str | None, help='the folder of a run, or a checkpoint: of as many steps or fewer')
+    p.add_argument('--init', type=str | None, help='a run or checkpoint of another head or task, to start from')
     p.add_argument('--out', type=str, default='runs', help='folder for checkpoints and logs')
     p.add_argument('--results', type=str, default='results', help='folder for the run record')
     p.add_argument('--quiet', action='store_true', help='no progress')

@@ -19,6 +19,7 @@ def recorded_recipe(record: Record) -> Recipe:
     if record.status != 'finished': raise ValueError(f'the run of this record is {record.status}, not finished')
     if record.config.get('extended_from'):
         raise ValueError('this run was made longer while it ran, by more than one schedule: it is not done in one go')
+    if record.init: raise ValueError(f"this run started from weights of {record.init['run']}, which no record holds")
     recipe = from_dict(record.config)
     return recipe.seeded(record.seed)
 
