@@ -61,7 +61,8 @@ def _grow(draw: random.Random, count: int, taken: list[Point], dash: float) -> l
         at = at[0] + step/2*math.cos(angle), at[1] + step/2*math.sin(angle)
     return path
 
-def _find_room(draw: random.Random, count: int, taken: list[Point], dash: float, tries: int = 400) -> list[Point] | None:
+def _find_room(draw: random.Random, count: int, taken: list[Point], dash: float, tries: int = 400
+              ) -> list[Point] | None:
     "A curve where there is room for one; None if none was found."
     return next((path for _ in range(tries) if (path := _grow(draw, count, taken, dash))), None)
 

@@ -34,7 +34,8 @@ def lra(scale: str = 'small',                  # smoke, small or full
        ) -> str:                               # the table, as Markdown
     "Train the recipes that have no record yet, and say what came of all. ValueError for an unknown word."
     _checked(scale, tasks, models, seeds)
-    recipes = [LONG_RANGE[task, scale, model].seeded(seed) for task in tasks for model in models for seed in range(seeds)]
+    recipes = [LONG_RANGE[task, scale, model].seeded(seed)
+               for task in tasks for model in models for seed in range(seeds)]
     return lra_table(run_all(recipes, out, results, True, quiet, usable_cores() if jobs is None else jobs), scale)
 
 # %% ../../nbs/experiments/18_lra.ipynb #published
