@@ -88,7 +88,7 @@ def draw_recall(count: int, # sequences
     x[row[there], 2*at[there]], x[row[there], 2*at[there] + 1] = keys[there], values[there]
     place = torch.arange(length) - start
     weight = place.clamp(min=1).float()**(.9 if o.gaps == 'power' else 0.)
-    score = torch.rand(count, length, generator=g).log()*weight
+    score = torch.rand(count, length, generator=g).clamp(min=1e-30).log()*weight
     asked = score.masked_fill(place < 0, -torch.inf).topk(most, 1).indices  # more than are needed; the first are used
     x[row[there], asked[there]], target[row[there], asked[there]] = keys[there], values[there]
     return Answered(x.short(), target.short())
