@@ -27,7 +27,7 @@ def compress_network(model: nn.Module,
                      measure: Measure | int,       # where it is used, or points of a line; nothing is promised beyond
                      steps: int = 200              # of nonlinear refinement
                     ) -> tuple[nn.Module, dict[str, Compressed]]:
-    "A copy whose far kernels have a finite state, and the error of each. ValueError where there is nothing to fit."
+    "A copy whose far kernels have a finite state, and the error of each. ValueError if there is nothing to fit."
     out, found = copy.deepcopy(model), {}
     for name, module in list(out.named_modules()):
         if isinstance(module, Kernel): continue

@@ -46,7 +46,7 @@ def filtered(self: Sampling,
         logits = logits.masked_fill(logits < logits.topk(self.top_k).values[:, -1:], -torch.inf)
     if self.top_p < 1:
         ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)            # probability of those that are likelier
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)           # probability of those that are likelier
         out = (before >= self.top_p).scatter(1, order, before >= self.top_p)
         logits = logits.masked_fill(out, -torch.inf)
     return logits

@@ -19,7 +19,7 @@ from ..kernel.precision import HALF
 from ..stream import context
 from .baselines import TransformerBlock
 from .block import ITBlock
-from .heads import LanguageModel, _check_tokens, _rows
+from .heads import LanguageModel, _check_tokens, _look_up
 from .kernel_stream import Recent, Room, kernel_stream
 
 # %% ../../nbs/nets/54_streaming.ipynb #block
@@ -161,7 +161,7 @@ class Stream:
         _check_tokens(tokens, mask, self.model.vocab)
         if not tokens.numel(): raise ValueError('the prompt is empty: give at least one token')
         if mask is not None: check_padding(mask)
-        u, measure = _rows(self.model.embed.weight, tokens), Measure.sequence(tokens.shape[1], mask)
+        u, measure = _look_up(self.model.embed.weight, tokens), Measure.sequence(tokens.shape[1], mask)
         for block in self.blocks: u = block.begin(u, measure)
         self.batch, self.n = tokens.shape
         return self._logits(u)
@@ -173,7 +173,7 @@ class Stream:
         if tokens.shape != (self.batch,):
             raise ValueError(f'tokens of shape {tuple(tokens.shape)}: expected one for each text, ({self.batch},)')
         _check_tokens(tokens[:, None], None, self.model.vocab)
-        u = _rows(self.model.embed.weight, tokens[:, None])
+        u = _look_up(self.model.embed.weight, tokens[:, None])
         for block in self.blocks: u = block.step(u)
         self.n += 1
         return self._logits(u)
