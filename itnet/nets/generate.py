@@ -101,15 +101,13 @@ def generate(model: LanguageModel,
     stream, device = Stream(model), model.embed.weight.device
     generators = [torch.Generator().manual_seed(seed + i) for i in range(len(ids))]
     writers = [Writer(stop) for _ in ids]
-    seen = torch.zeros(len(ids), model.vocab, dtype=torch.int8).scatter_add(1, ids, mask.to(torch.int8)).bool()
+    seen = torch.zeros(len(ids), len(tokenizer)).scatter_add(1, ids, mask.float()).bool()
     logits = stream.prefill(ids.to(device), None if mask.all() else mask.to(device))
 
     def written() -> Iterator[list[str]]:
         nonlocal logits
         for i in range(tokens):
-            now = logits.float().cpu()
-            now[:, len(tokenizer):] = -torch.inf
-            new = sampling.draw(now, seen, generators)
+            new = sampling.draw(logits[:, :len(tokenizer)].float().cpu(), seen, generators)
             seen.scatter_(1, new[:, None], True)
             yield [w.add(tokenizer.tokens[t]) for w, t in zip(writers, new.tolist())]
             if all(w.done for w in writers): return
