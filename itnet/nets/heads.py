@@ -24,8 +24,8 @@ def _check_tokens(x: Tensor, mask: Tensor | None, vocab: int) -> None:
     if mask is not None and mask.shape != x.shape:
         raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens of shape {tuple(x.shape)}')
 
-# %% ../../nbs/nets/20_heads.ipynb #rows
-def _rows(table: Tensor, x: Tensor) -> Tensor:                                       # (V, D), (B, N) -> (B, N, D)
+# %% ../../nbs/nets/20_heads.ipynb #look-up
+def _look_up(table: Tensor, x: Tensor) -> Tensor:                                       # (V, D), (B, N) -> (B, N, D)
     "The rows of a table that token numbers stand for."
     if not (torch.compiler.is_compiling() and torch.is_grad_enabled() and x.device.type == 'cpu'):
         return F.embedding(x, table)
@@ -45,7 +45,7 @@ class SequenceClassifier(nn.Module):
                 mask: Tensor | None = None        # (B, N) bool, True at real tokens
                ) -> Tensor:                       # (B, classes)
         _check_tokens(x, mask, self.vocab)
-        u, measure = self.backbone(_rows(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
+        u, measure = self.backbone(_look_up(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
         return self.out(mean(u, measure))
 
 # %% ../../nbs/nets/20_heads.ipynb #language
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
                 mask: Tensor | None = None        # (B, N) bool
                ) -> Tensor:                       # (B, N, vocab)
         _check_tokens(x, mask, self.vocab)
-        u, _ = self.backbone(_rows(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
+        u, _ = self.backbone(_look_up(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
         return F.linear(u, self.embed.weight)
 
 # %% ../../nbs/nets/20_heads.ipynb #image

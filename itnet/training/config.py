@@ -89,10 +89,14 @@ def class_name(cls: type) -> str:
     "What a checkpoint calls a class: `module:name`."
     return f'{cls.__module__}:{cls.__qualname__}'
 
+def _left_out(obj, f) -> bool:
+    "Is this a field that was added later, with the default that all had before?"
+    return 'left out' in f.metadata and getattr(obj, f.name) == f.default
+
 def plain(obj, typed: bool = True):
     "A dataclass as nested JSON values; `typed` adds its class as `module:name`"
     if is_dataclass(obj):
-        d = {f.name: plain(getattr(obj, f.name), typed) for f in fields(obj)}
+        d = {f.name: plain(getattr(obj, f.name), typed) for f in fields(obj) if not _left_out(obj, f)}
         return {'class': class_name(type(obj)), **d} if typed else d
     if isinstance(obj, (list, tuple)): return [plain(v, typed) for v in obj]
     return {k: plain(v, typed) for k, v in obj.items()} if isinstance(obj, dict) else obj
