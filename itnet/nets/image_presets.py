@@ -13,7 +13,7 @@ from ..data.source import check_integers, check_sizes
 from ..measure.measure import Measure
 from .baselines import Transformer
 from .block import check_heads
-from .stages import Coarsen, StagedITNet, check_stages
+from .stages import Coarsen, StagedITNet, check_staged
 
 # %% ../../nbs/nets/42_image_presets.ipynb #itnet
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class ITNetImageConfig:
     def __post_init__(self):
         name = type(self).__name__
         check_integers(self, 'patch', 'taps')
-        check_stages(name, self.dim, self.depth, self.far, self.window, self.heads, self.share, self.extent)
+        check_staged(name, self.dim, self.depth, self.far, self.window, self.heads, self.share, self.extent)
         if not 0 < self.expand <= 64: raise ValueError(f'{name}.expand must be a number above 0, got {self.expand!r}')
 
     def stem(self, channels: int, dims: int = 2) -> nn.Module:
@@ -46,10 +46,11 @@ class ITNetImageConfig:
                            self.expand, dims, float(self.patch))
 
 # %% ../../nbs/nets/42_image_presets.ipynb #sizes
+_LARGE = dict(window=(3, 3, 3, 2), far=2, extent=64.)
 IMAGE_PRESETS = {
     'itnet_image_0.5m': ITNetImageConfig(),
-    'itnet_image_6m': ITNetImageConfig(dim=48, depth=(2, 2, 6, 2), patch=4, taps=7, window=(3, 3, 3, 2), far=2, extent=64.),
-    'itnet_image_28m': ITNetImageConfig(dim=88, depth=(3, 3, 9, 3), patch=4, taps=7, window=(3, 3, 3, 2), far=2, extent=64.)}
+    'itnet_image_6m': ITNetImageConfig(48, (2, 2, 6, 2), 4, 7, **_LARGE),
+    'itnet_image_28m': ITNetImageConfig(88, (3, 3, 9, 3), 4, 7, **_LARGE)}
 
 # %% ../../nbs/nets/42_image_presets.ipynb #vit
 class Patches(nn.Module):

@@ -13,11 +13,12 @@ from ..training.config import Recipe, Train, register
 from ..training.optim import Optim
 
 # %% ../../nbs/recipes/15_cifar10.ipynb #recipes
-_SHORT = dict(data=Cifar10(batch_size=32, shift=2, validation=.04), train=Train(steps=500, eval_every=250, threads=1))
+_SHORT = dict(data=Cifar10(batch_size=32, shift=2, validation=.04), train=Train(steps=300, eval_every=150, threads=1))
 
 CIFAR10 = [register(recipe) for recipe in (
-    Recipe('cifar10-0.5m/itnet', optim=Optim(lr=4e-3, kappa_lr=1e-2, warmup=50), **_SHORT,
+    Recipe('cifar10-0.5m/itnet', optim=Optim(lr=4e-3, kappa_lr=1e-2, warmup=30), **_SHORT,
            model=IMAGE_PRESETS['itnet_image_0.5m']),
-    Recipe('cifar10-0.5m/resnet', optim=Optim(lr=4e-3, warmup=50), **_SHORT, model=ResNetConfig(dim=28, depth=(2, 2, 2))),
-    Recipe('cifar10-0.5m/vit', optim=Optim(lr=2e-3, warmup=50), **_SHORT,
+    Recipe('cifar10-0.5m/resnet', optim=Optim(lr=4e-3, warmup=30), **_SHORT,
+           model=ResNetConfig(dim=28, depth=(2, 2, 2))),
+    Recipe('cifar10-0.5m/vit', optim=Optim(lr=2e-3, warmup=30), **_SHORT,
            model=ViTConfig(dim=96, depth=4, heads=4, hidden=324)))]
