@@ -169,8 +169,8 @@ def config_differences(
     saved: dict,    # a recipe as plain values
     wanted: dict    # another
 ) -> list[str]:     # e.g. "optim.lr: 0.1 in the checkpoint, 0.2 requested"
-    "Fields in which two configurations differ; what a run runs on may, and lengths of earlier schedules."
-    free = *(f'train.{k}' for k in ('threads', 'device', 'workers', 'devices', 'nodes')), 'extended_from'
+    "Fields in which two configurations differ; what a run runs on may, earlier schedules, and what it started from."
+    free = *(f'train.{k}' for k in ('threads', 'device', 'workers', 'devices', 'nodes')), 'extended_from', 'init'
     saved = {**saved, 'train': {'accumulate': 1, **saved.get('train', {})}}
     a, b = ({k: v for k, v in flatten(c).items() if k not in free} for c in (saved, wanted))
     def show(c, k): return repr(c[k]) if k in c else 'absent'

@@ -46,6 +46,7 @@ _FIELDS = {
     'test': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
     'resumed': (_list_of(_is_count), 'a list of steps'),
     'changed': (_list_of(_is(str)), 'a list of texts'), 'error': (_missing_or(_is(str)), 'text or null'),
+    'init': (_missing_or(_is(dict)), 'null or a start'),
     'created': (_is(str), 'a time')}
 
 # %% ../../nbs/training/18_fields.ipynb #check

@@ -116,6 +116,7 @@ class Record:
     test: dict = field(default_factory=dict)    # metrics of the selected weights, computed once
     resumed: list = field(default_factory=list)     # steps at which the run was taken up from a checkpoint
     changed: list = field(default_factory=list)     # what was another then: versions of packages, of Python
+    init: dict | None = None                    # run whose weights it started from, and which were taken
     error: str | None = None                    # what ended a failed run
     created: str = ''                           # UTC
     schema: int = SCHEMA

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments', 'add_help', 'add_section', 'recipe_parser',
-           'check_words', 'check_file', 'parse', 'read_section', 'read_recipe', 'as_yaml']
+           'check_words', 'check_file', 'parse', 'read_section', 'read_recipe', 'section_words', 'as_yaml']
 
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
 from dataclasses import fields, replace
+from itertools import islice
 from typing import Any, get_args, get_type_hints
 
 # %% ../../nbs/training/45_overrides.ipynb #nearest
@@ -63,6 +64,7 @@ def recipe_parser(recipe):
     p.add_argument('--config', action='config', help='YAML file with the same fields, as --print_config shows them')
     p.add_argument('--print_config', action='store_true', help='show the configuration as YAML and stop')
     p.add_argument('--resume', type=str | None, help='the folder of a run, or a checkpoint: of as many steps or fewer')
+    p.add_argument('--init', type=str | None, help='a run or checkpoint of another head or task, to start from')
     p.add_argument('--out', type=str, default='runs', help='folder for checkpoints and logs')
     p.add_argument('--results', type=str, default='results', help='folder for the run record')
     p.add_argument('--quiet', action='store_true', help='no progress')
@@ -115,6 +117,15 @@ def read_section(section: str, obj, cfg):
 def read_recipe(recipe, cfg):
     "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
     return replace(recipe, **{s: read_section(s, getattr(recipe, s), cfg) for s in SECTIONS})
+
+# %% ../../nbs/training/45_overrides.ipynb #section-words
+def section_words(argv: list[str], sections=SECTIONS) -> tuple[list[str], list[str]]:
+    "The words of `--section.field value` or `--section.field=value` of some sections, and the others."
+    fields, others, words = [], [], iter(argv)
+    for word in words:
+        if not word.startswith(tuple(f'--{section}.' for section in sections)): others.append(word)
+        else: fields += [word, *islice(words, '=' not in word)]
+    return fields, others
 
 # %% ../../nbs/training/45_overrides.ipynb #yaml
 def as_yaml(recipe) -> str:

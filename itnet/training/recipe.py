@@ -24,6 +24,7 @@ from .checkpoint import CheckedIO, best_file, load_weights, read_checkpoint
 from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
 from .config import register_classes
 from .device import check_precision, memory_named, peak_memory, pick_device, settled
+from .init import init_lines, load_matching
 from .files import copy_file, locked, replacing, sweep_parts
 from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
 from .logs import CSVRows, read_rows
@@ -76,16 +77,32 @@ def _read_checkpoint(checkpoint) -> dict:
         raise ValueError(f'{path} is no checkpoint of a run: it has no learning curve, or no rows of a log')
     return {**saved, 'path': path}
 
+def _read_run(checkpoint) -> dict:
+    "A checkpoint, of a folder the best."
+    path = Path(checkpoint)
+    return _read_checkpoint(path/'best.ckpt' if path.is_dir() else path)
+
 def _check_state(data: DataModule, saved: dict):
     "ValueError for a checkpoint of another tokeniser; one that was written before there were any is not checked."
     if (state := saved.get('DataModule')) is None: return
     try: data.load_state_dict(state)
     except ValueError as e: raise ValueError(f"{saved['path']}: {e}") from None
 
-def _configuration(recipe: Recipe, saved: dict | None) -> dict:
-    "The recipe as plain values, with what it was before it was extended. ValueError for a checkpoint of another."
-    try: return extended_config(saved['recipe'], recipe.to_dict()) if saved else recipe.to_dict()
+def _configuration(recipe: Recipe, saved: dict | None, init: dict | None = None) -> dict:
+    "The recipe as plain values, with what it was before it was extended, and the weights that it started from."
+    config = recipe.to_dict() | ({'init': init['digest']} if init else {})
+    if saved and 'init' in saved['recipe']: config['init'] = saved['recipe']['init']
+    try: return extended_config(saved['recipe'], config) if saved else config
     except ValueError as e: raise ValueError(f"{saved['path']} is a checkpoint of {e}") from None
+
+def _weights_of(task: Task, data: DataModule, checkpoint, saved: dict | None) -> dict | None:
+    "Give a fresh network the weights of another run; what was taken. ValueError for a run that is resumed as well."
+    if checkpoint is None: return saved and saved.get('init')
+    if saved: raise ValueError('a run that goes on has its weights: give --init or --resume, not both')
+    source, same = _read_run(checkpoint), True
+    try: _check_state(data, source)
+    except ValueError: same = False
+    return load_matching(task, source, source['path'], same)
 
 # %% ../../nbs/training/40_recipe.ipynb #circumstances
 def _changed(saved: dict, record: Record) -> list[str]:
@@ -135,27 +152,29 @@ def _loggers(folder: Path, config: dict, rows: list[dict]) -> list:
     return logs
 
 # %% ../../nbs/training/40_recipe.ipynb #prepare
-def _begin(recipe: Recipe, saved: dict | None, task: Task, device: str) -> Record:
+def _begin(recipe: Recipe, config: dict, saved: dict | None, task: Task, device: str) -> Record:
     "The record of a run before its first step. ValueError where it would go on with other data."
-    record = begin(recipe.name, _configuration(recipe, saved), recipe.train.seed, device)
+    record = begin(recipe.name, config, recipe.train.seed, device)
     record.data, record.parameters = recipe.data.checksums(), count_parameters(task.model)
     if saved: record.changed = _changed(saved, record)
     return record
 
-def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held: ExitStack):
+def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag, held: ExitStack):
     "Everything `fit` needs, made in the order in which it can fail; the folder is locked until `held` is closed"
     device, saved, terms = pick_device(recipe.train.device), _read_checkpoint(resume) if resume else None, recipe.train
     check_precision(terms.precision, device)
     place = find_place(terms.devices, terms.nodes)
-    config = _configuration(recipe, saved)
+    if saved: _configuration(recipe, saved)                           # of this recipe, before anything is read
     L.seed_everything(terms.seed, verbose=False)
-    spec, folder = recipe.data.spec, Path(out)/run_name(recipe.name, terms.seed, config_hash(config))
-    task = Task(build(recipe), spec, recipe.optim, terms.steps)
+    spec, task = recipe.data.spec, Task(build(recipe), recipe.data.spec, recipe.optim, terms.steps)
     data = DataModule(recipe.data, terms.seed, terms.workers, terms.accumulate, (place.rank, place.world))
     data.setup()
     if saved: _check_state(data, saved)
-    record, curve = _begin(recipe, saved, task, device), Curve()
-    record.processes = place.world
+    init = _weights_of(task, data, init, saved)
+    config = _configuration(recipe, saved, init)
+    folder = Path(out)/run_name(recipe.name, terms.seed, config_hash(config))
+    record, curve = _begin(recipe, config, saved, task, device), Curve()
+    record.processes, record.init = place.world, init
     rows = read_rows(saved['path'].with_name('metrics.csv'), saved['rows']) if saved else []
     if place.rank == 0:                                               # the others write nothing
         if results is not None: try_folder(results, '--results')
@@ -165,13 +184,14 @@ def _prepare(recipe: Recipe, out: Path, results, resume, quiet: bool, flag, held
         _make_folder(folder, config, saved, best)
         for name, text in data.state_dict().items():
             with replacing(folder/f'{name}.json') as f: f.write(text.encode())
-    facts = dict(data=record.data, versions=record.versions, changed=record.changed)
+    facts = dict(data=record.data, versions=record.versions, changed=record.changed, init=init)
     own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
     trainer = _trainer(terms.precision, device, place, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
                        log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
+    if init and not saved and not quiet: print(*(f'{recipe.name}  {line}' for line in init_lines(init)), sep='\n')
     if saved and not quiet:
         _say_extended(recipe, saved)
         _say_changed(recipe, record.changed)
@@ -243,13 +263,14 @@ def fit(
     out='runs',             # folder for checkpoints and logs, in `<recipe>-s<seed>-<hash>/`
     results='results',      # folder of the record; None writes none
     resume=None,            # a checkpoint of the same configuration, of fewer steps perhaps, or a run's folder
-    quiet: bool = False     # no bar and no lines
+    quiet: bool = False,    # no bar and no lines
+    init=None               # a checkpoint or a run's folder, of another head perhaps, to start from its weights
 ) -> Record:                # the record, as written
     "Train, select on validation, test once. Raises ValueError before any work, `Interrupted` after Ctrl-C."
     flag = threading.Event()
     register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
     with settled(recipe.train.threads), memory_named(), ExitStack() as held:
-        trainer, task, data, own, record, saved = _prepare(recipe, out, results, resume, quiet, flag, held)
+        trainer, task, data, own, record, saved = _prepare(recipe, out, results, resume, init, quiet, flag, held)
         try:
             with interruptible(flag): record.test = _train_and_test(trainer, task, data, own, saved)
             record.status = 'finished'
@@ -265,11 +286,6 @@ def fit(
     return record
 
 # %% ../../nbs/training/40_recipe.ipynb #evaluate
-def _read_run(checkpoint) -> dict:
-    "A checkpoint, of a folder the best."
-    path = Path(checkpoint)
-    return _read_checkpoint(path/'best.ckpt' if path.is_dir() else path)
-
 def _restore(saved: dict, recipe: Recipe | None = None) -> tuple[Recipe, Task]:
     "Recipe and trained task of a checkpoint"
     if recipe and (diff := config_differences(saved['recipe'], recipe.to_dict())):
