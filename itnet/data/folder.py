@@ -85,7 +85,7 @@ class Photographs(Indexed):
     def checksum(self):
         h = hashlib.sha256()
         for file, label in zip(self.files, self.labels.tolist()):
-            h.update(f'{label} '.encode() + Path(file).read_bytes())
+            h.update(f'{label} '.encode() + (file if isinstance(file, bytes) else Path(file).read_bytes()))
         return h.hexdigest()
 
 @patch
@@ -117,15 +117,17 @@ def find_images(root: Path) -> tuple[list[str], list[Path], list[int]]:
         raise ValueError(f'{root} has {has}: a class is a folder of pictures, and there have to be two at least')
     return [d.name for d in folders], files, labels
 
-def check_images(files: list[Path], threads: int = 4) -> None:
+def check_images(files: list,                         # paths, or what such files hold
+                 names: list[str] | None = None,      # for the message; default: the paths
+                 threads: int = 4) -> None:
     "ValueError, naming the first and how many there are, where pictures cannot be decoded."
     def why(file):
         try: decode_image(file, 32)
         except ValueError as e: return str(e)
     with ThreadPoolExecutor(threads) as pool: found = [*pool.map(why, files)]
-    bad = [(file, reason) for file, reason in zip(files, found) if reason]
+    bad = [(name, reason) for name, reason in zip(names or files, found) if reason]
     if not bad: return
-    some = '; '.join(f'{file}: {reason}' for file, reason in bad[:3])
+    some = '; '.join(f'{name}: {reason}' for name, reason in bad[:3])
     raise ValueError(f'{len(bad):,} of {len(files):,} pictures cannot be read: mend them or take them away ({some})')
 
 # %% ../../nbs/data/32_folder.ipynb #split

@@ -93,7 +93,7 @@ class LSTMConfig:
         return StackedLSTM(self.dim, self.depth, causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #build
-def build_model(config,          # one of the above, or an object with `dim`, `build(dims, causal)`, perhaps `stem(channels, dims)`
+def build_model(config,          # one of the above; or its `dim`, `build(dims, causal)`, perhaps `stem(channels, dims)`
                 spec             # a data set's `Spec`: head, inputs, outputs, shape
                ) -> nn.Module:
     "Backbone and head for a data set. ValueError for an unknown kind of head."
