@@ -59,5 +59,5 @@ class ImageNet(Data):
         "The data sets train (cropped at random), validation and test, which are the same. Raises `DataNotFound`."
         official = {k: 'validation' for k in ('train', 'validation', 'test')}
         if self.name != IMAGE_SAMPLES: official['train'] = 'train'
-        return {k: Photographs(*_pictures_of(self.name, split, self.path, self.revision), self.size, k == 'train', self.least)
-                for k, split in official.items()}
+        found = {k: _pictures_of(self.name, split, self.path, self.revision) for k, split in official.items()}
+        return {k: Photographs(*pictures, self.size, k == 'train', self.least) for k, pictures in found.items()}
