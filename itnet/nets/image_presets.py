@@ -46,7 +46,7 @@ class ITNetImageConfig:
                            self.expand, dims, float(self.patch))
 
 # %% ../../nbs/nets/42_image_presets.ipynb #sizes
-_LARGE = dict(window=(3, 3, 3, 2), far=2, extent=64.)
+_LARGE = dict(window=(3, 3, 3, 2), far=3, extent=64.)
 IMAGE_PRESETS = {
     'itnet_image_0.5m': ITNetImageConfig(),
     'itnet_image_6m': ITNetImageConfig(48, (2, 2, 6, 2), 4, 7, **_LARGE),
