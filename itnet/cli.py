@@ -251,6 +251,7 @@ def demo_command(argv: list[str]) -> int:
 _BENCHMARKS = {
     'block': ('block_speed', 'bench_block', (), 'time and memory of ITNet and the Transformer'),
     'far-field': ('far_field', 'bench_far_field', (), 'the far field with other kernels, trained at equal size'),
+    'images': ('images_speed', 'bench_images', (), 'throughput and memory at 224 and 384 pixels, beside ResNet-50'),
     'decode': ('decoding', 'bench_decode', (), 'time and memory of one more token, beside attention with a cache'),
     'rules': ('rule_scaling', 'bench_rules', ('save',),
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
