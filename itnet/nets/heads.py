@@ -70,21 +70,26 @@ class LanguageModel(nn.Module):
 # %% ../../nbs/nets/20_heads.ipynb #image
 class ImageClassifier(nn.Module):
     "One answer for an image, channels last."
-    def __init__(self, backbone: nn.Module, channels: int, classes: int, dim: int):
+    def __init__(self, backbone: nn.Module, channels: int, classes: int, dim: int,
+                 stem: nn.Module | None = None    # u, measure -> u, measure; default: a 3 × 3 convolution
+                ):
         super().__init__()
         check_sizes('ImageClassifier', channels=channels, classes=classes, dim=dim)
-        self.channels, self.stem, self.backbone = channels, nn.Conv2d(channels, dim, 3, padding=1), backbone
+        self.channels, self.backbone = channels, backbone
+        self.stem = nn.Conv2d(channels, dim, 3, padding=1) if stem is None else stem
         self.out = nn.Linear(backbone.out_dim, classes)
 
     def forward(self,
                 x: Tensor,                        # (B, H, W, channels)
-                mask: Tensor | None = None        # (B, H, W) bool, True at real pixels
+                mask: Tensor | None = None,       # (B, H, W) bool, True at real pixels
+                spacing: float = 1.               # between pixels; half of it for the same pictures, twice as fine
                ) -> Tensor:                       # (B, classes)
         if x.ndim != 4 or x.shape[-1] != self.channels:
             raise ValueError(f'images of shape {tuple(x.shape)}: expected (B, H, W, {self.channels})')
-        if x.dtype != self.stem.weight.dtype:
-            raise ValueError(f'images of dtype {x.dtype}: expected {self.stem.weight.dtype}')
+        if x.dtype != self.out.weight.dtype:
+            raise ValueError(f'images of dtype {x.dtype}: expected {self.out.weight.dtype}')
         if mask is not None: x = x.masked_fill(~mask[..., None], 0.)              # nothing masked may reach the stem
-        u = self.stem(x.movedim(-1, 1)).movedim(1, -1)
-        u, measure = self.backbone(u, Measure.grid(tuple(x.shape[1:3]), mask))
-        return self.out(mean(u, measure))
+        measure = Measure.grid(tuple(x.shape[1:3]), mask, spacing=spacing)
+        if isinstance(self.stem, nn.Conv2d): u = self.stem(x.movedim(-1, 1)).movedim(1, -1)
+        else: u, measure = self.stem(x, measure)
+        return self.out(mean(*self.backbone(u, measure)))

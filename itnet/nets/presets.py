@@ -93,14 +93,16 @@ class LSTMConfig:
         return StackedLSTM(self.dim, self.depth, causal)
 
 # %% ../../nbs/nets/40_presets.ipynb #build
-def build_model(config,          # one of the configurations above, or any object with `dim` and `build(dims, causal)`
+def build_model(config,          # one of the above; or its `dim`, `build(dims, causal)`, perhaps `stem(channels, dims)`
                 spec             # a data set's `Spec`: head, inputs, outputs, shape
                ) -> nn.Module:
     "Backbone and head for a data set. ValueError for an unknown kind of head."
     backbone = config.build(dims=len(spec.shape), causal=spec.head == 'language')
     if spec.head == 'language': return LanguageModel(backbone, spec.inputs, config.dim)
     if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.outputs, config.dim)
-    if spec.head == 'image': return ImageClassifier(backbone, spec.inputs, spec.outputs, config.dim)
+    if spec.head == 'image':
+        stem = config.stem(spec.inputs, len(spec.shape)) if hasattr(config, 'stem') else None
+        return ImageClassifier(backbone, spec.inputs, spec.outputs, config.dim, stem)
     raise ValueError(f'unknown head {spec.head!r}: expected image, sequence or language')
 
 # %% ../../nbs/nets/40_presets.ipynb #parameters
