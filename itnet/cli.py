@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'train_command', 'sweep_command', 'reproduce_command', 'eval_command', 'generate_command',
-           'results_command', 'recipes_command', 'demo_command', 'bench_command', 'explain_command', 'doctor_command',
-           'usage', 'main']
+           'results_command', 'recipes_command', 'demo_command', 'lra_command', 'bench_command', 'explain_command',
+           'doctor_command', 'usage', 'main']
 
 # %% ../nbs/cli.ipynb #imports
 import importlib
@@ -247,6 +247,11 @@ def demo_command(argv: list[str]) -> int:
     from itnet.experiments.three_domains import demo
     return _call_with_options('itnet demo', demo, argv)
 
+def lra_command(argv: list[str]) -> int:
+    "itnet lra [--scale small] [--tasks '[recall]'] [--seeds N] [--jobs N]: long inputs, beside what is published"
+    from itnet.experiments.lra import lra
+    return _call_with_options('itnet lra', lra, argv)
+
 # %% ../nbs/cli.ipynb #bench
 _BENCHMARKS = {
     'block': ('block_speed', 'bench_block', (), 'time and memory of ITNet and the Transformer'),
@@ -307,9 +312,10 @@ def doctor_command(argv: list[str]) -> int:
     _show(render(examine(), o.format))
     return 0
 
-COMMANDS = {'demo': demo_command, 'train': train_command, 'sweep': sweep_command, 'eval': eval_command,
-            'generate': generate_command, 'reproduce': reproduce_command, 'results': results_command,
-            'recipes': recipes_command, 'explain': explain_command, 'bench': bench_command, 'doctor': doctor_command}
+COMMANDS = {'demo': demo_command, 'lra': lra_command, 'train': train_command, 'sweep': sweep_command,
+            'eval': eval_command, 'generate': generate_command, 'reproduce': reproduce_command,
+            'results': results_command, 'recipes': recipes_command, 'explain': explain_command,
+            'bench': bench_command, 'doctor': doctor_command}
 
 def usage() -> str:
     "The help of `itnet`."
@@ -365,8 +371,9 @@ def _interrupted(error: KeyboardInterrupt, argv: list[str]) -> int:
     record, checkpoint = getattr(error, 'record', None), getattr(error, 'checkpoint', None)
     print(f"itnet: {harmless(str(error)) or 'interrupted'}", file=sys.stderr)
     if record and record.status == 'interrupted' and checkpoint and checkpoint.is_file():
-        resume = 'true' if argv[:1] == ['demo'] else shlex.quote(str(checkpoint))
-        print(f'itnet: go on with the same command and --resume {resume}', file=sys.stderr)
+        option = f' and --resume {shlex.quote(str(checkpoint))}'
+        option = {'demo': ' and --resume true', 'lra': ''}.get(argv[0], option)
+        print(f'itnet: go on with the same command{option}', file=sys.stderr)
     return 130
 
 # %% ../nbs/cli.ipynb #as-module

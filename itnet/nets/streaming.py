@@ -20,7 +20,8 @@ from ..stream import context
 from .baselines import TransformerBlock
 from .block import ITBlock
 from .heads import LanguageModel, _check_tokens, _look_up
-from .kernel_stream import Recent, Room, kernel_stream
+from .kernel_stream import Recent
+from .point_stream import Room, kernel_stream
 
 # %% ../../nbs/nets/54_streaming.ipynb #block
 class BlockStream:
