@@ -20,18 +20,19 @@ class Pixels(nn.Module):
 
 class HubBackbone(nn.Module):
     "Features of a model of transformers on the grid of its last stage."
-    def __init__(self, model: nn.Module, out_dim: int):
+    def __init__(self, model: nn.Module, out_dim: int,
+                 patch: int = 0               # pixels of a patch, of a model that answers with a token for each
+                ):
         super().__init__()
-        self.model, self.out_dim = model, out_dim
+        self.model, self.out_dim, self.patch = model, out_dim, patch
 
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:       # (B, H, W, 3)
         check_plain(self, measure)
         if measure.weight is not None: raise ValueError('these networks cannot leave pixels out: give no mask')
         x = u.movedim(-1, 1)
-        if 'ViT' in type(self.model).__name__:
+        if self.patch:                                         # the first token stands for no patch
             y = self.model(pixel_values=x, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
-            side = [n // self.model.config.patch_size for n in measure.shape]
-            y = y.unflatten(1, side)
+            y = y.unflatten(1, [n // self.patch for n in measure.shape])
         else: y = self.model(pixel_values=x).last_hidden_state.movedim(1, -1)
         spacing = tuple(h * n / m for h, n, m in zip(measure.spacing, measure.shape, y.shape[1:3]))
         return y, Measure.grid(tuple(y.shape[1:3]), spacing=spacing)
@@ -64,4 +65,4 @@ class HubImageConfig:
         if self.name == 'resnet-50': return HubBackbone(hub.ResNetModel(hub.ResNetConfig()), 2048)
         if self.name == 'convnext-t': return HubBackbone(hub.ConvNextModel(hub.ConvNextConfig()), 768)
         small = hub.ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=self.size)
-        return HubBackbone(hub.ViTModel(small, add_pooling_layer=False), 384)
+        return HubBackbone(hub.ViTModel(small, add_pooling_layer=False), 384, small.patch_size)

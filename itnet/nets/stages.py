@@ -53,7 +53,7 @@ class Coarsen(nn.Module):
         self.bias, self.norm = nn.Parameter(torch.zeros(outputs)), nn.LayerNorm(outputs)
 
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:       # (B, *S, inputs)
-        every = tuple(max(1, round(self.step / h)) for h in measure.spacing)
+        every = tuple(max(1, int(self.step / h + 1e-6)) for h in measure.spacing)        # rather finer than coarser
         v = mix(self.window.on(measure.spacing), measure, u, rule='direct', every=every)
         return self.norm(v + self.bias), coarser(measure, every)
 
