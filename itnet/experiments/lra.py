@@ -39,7 +39,7 @@ def lra(scale: str = 'small',                  # smoke, small or full
     return lra_table(run_all(recipes, out, results, True, quiet, usable_cores() if jobs is None else jobs), scale)
 
 # %% ../../nbs/experiments/18_lra.ipynb #published
-PUBLISHED = {'recall': 'not copied', 'copy': 'not copied', 'listops': "S4 59.5 (its authors' repository)"}
+PUBLISHED = {'recall': '–', 'copy': '–', 'listops': "S4 59.5 (its authors' repository)"}
 
 def _cells(records: list[Record]) -> list[str]:
     "Test accuracy, seeds, parameters and minutes of the runs of a recipe."
