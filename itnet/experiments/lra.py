@@ -62,15 +62,17 @@ def lra_table(records: list[Record],     # runs; those of other recipes are left
 
 # %% ../../nbs/experiments/18_lra.ipynb #plot
 def plot_lra(records: list[Record]) -> Figure:
-    "Validation accuracy over steps, one panel for each task, a line for each run."
-    fig, axes = plt.subplots(1, len(DATA), figsize=(3*len(DATA), 2.6))
-    for ax, task in zip(axes, DATA):
+    "Validation accuracy over steps, one panel for each task that has runs, a line for each. ValueError without any."
+    tasks = [task for task in DATA if any(r.name.startswith(f'lra-{task}-') for r in records)]
+    if not tasks: raise ValueError('there is no run of these tasks')
+    fig, axes = plt.subplots(1, len(tasks), figsize=(3*len(tasks), 2.6), squeeze=False)
+    for ax, task in zip(axes[0], tasks):
         for color, model in zip(('C0', 'C1', 'C2'), MODELS):
             runs = [r for r in records if r.name.startswith(f'lra-{task}-') and r.name.endswith(f'/{model}')]
             for i, run in enumerate(runs):
                 steps, values = zip(*((entry['step'], entry['accuracy']) for entry in run.curve))
                 ax.plot(steps, values, color=color, lw=1.2, label=None if i else model)
         ax.set(title=task, xlabel='step')
-        if ax.lines: ax.legend(fontsize=7)
+        ax.legend(fontsize=7)
     fig.tight_layout()
     return fig
