@@ -66,7 +66,7 @@ def test_recipes_are_quick_and_light(line, torch_seconds):
     for _ in range(3):
         done, took = processor_seconds(code)
         assert done.returncode == 0 and done.stdout and done.stderr == "[]\n", done.stderr
-        if took < torch_seconds + 1.2: break
+        if took < 1.9 * torch_seconds: break                    # a busy machine slows both down
     else: pytest.fail(f"{took:.1f} s, and torch alone {torch_seconds:.1f} s")
 
 
