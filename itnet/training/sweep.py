@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from .config import Recipe, plain
 from .ledger import Record, paired
-from .overrides import parse, read_recipe, recipe_parser
+from .overrides import SECTIONS, parse, read_recipe, recipe_parser
 from .runs import RunsFailed, finished, run_all
 
 # %% ../../nbs/training/60_sweep.ipynb #values
@@ -48,8 +48,7 @@ def grid(recipe: Recipe,
 # %% ../../nbs/training/60_sweep.ipynb #varied
 def varied(recipes: list[Recipe]) -> dict[str, list]:
     "The fields in which recipes differ, but for the seed, and the value that each of them has."
-    sections = 'data', 'model', 'optim', 'train'
-    fields = dict.fromkeys(f'{s}.{name}' for r in recipes for s in sections for name in vars(getattr(r, s)))
+    fields = dict.fromkeys(f'{s}.{name}' for r in recipes for s in SECTIONS for name in vars(getattr(r, s)))
     def value(recipe: Recipe, field: str):
         section, name = field.split('.')
         return plain(getattr(getattr(recipe, section), name, None), False)
