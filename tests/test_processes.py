@@ -1,9 +1,10 @@
-"Several processes that share each batch, by gloo: the numbers of one, whatever their number; workers; parts of a batch."
+"Several processes that share each batch, by gloo: the numbers of one, whatever their number and what each keeps; workers; parts of a batch."
 import os
 import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from itnet.data.spec import Spec, perplexity
 from itnet.nets.presets import ITNetConfig, LSTMConfig
 from itnet.training.checkpoint import read_checkpoint
 from itnet.training.ledger import read_records
+from itnet.training.logs import read_rows
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train, fit
 from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
@@ -27,18 +29,18 @@ def free_port():
         return s.getsockname()[1]
 
 
-def member(rank, world, port, recipe, folder, resume=None):
-    "One of several processes, as torchrun starts it."
+def member(rank, world, port, jobs):
+    "One of several processes, as torchrun starts it; each job is a recipe, its folder and perhaps a checkpoint."
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
     from lightning.pytorch.utilities import rank_zero_only
     rank_zero_only.rank = rank                                    # read from the environment at import, before the fork
-    run(recipe, folder, resume)
+    for job in jobs: run(*job)
 
 
-def start(recipe, folder, world, resume=None):
+def start(world, *jobs):
     port = free_port()
-    processes = [FORK.Process(target=member, args=(rank, world, port, recipe, folder, resume)) for rank in range(world)]
+    processes = [FORK.Process(target=member, args=(rank, world, port, jobs)) for rank in range(world)]
     for p in processes: p.start()
     return processes
 
@@ -46,21 +48,32 @@ def start(recipe, folder, world, resume=None):
 def run(recipe, folder, resume=None): return fit(recipe, out=folder / "runs", results=folder / "results", quiet=True, resume=resume)
 
 
+def on(recipe, world, **terms): return replace(recipe, train=replace(recipe.train, devices=world, **terms))
+
+
 def outcome(recipe, folder, world=1, resume=None, **terms):
-    "Record and weights of a run on that many processes, each on one thread."
-    recipe = replace(recipe, train=replace(recipe.train, devices=world, **terms))
-    if world == 1: run(recipe, folder, resume)
-    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume)] == [0] * world
+    "Record, weights and norms of the gradient of a run on that many processes, each on one thread."
+    job = on(recipe, world, **terms), folder, resume
+    if world == 1: run(*job)
+    else: assert [ended(p, 120) for p in start(world, job)] == [0] * world
+    return reached(folder)
+
+
+def reached(folder):
+    "Record, weights and norms of the gradient of the run in a folder."
     record, = read_records(folder / "results")
     saved, = (folder / "runs").glob("*/last.ckpt")
-    return record, read_checkpoint(saved)["state_dict"]
+    checkpoint = read_checkpoint(saved)
+    rows = read_rows(saved.with_name("metrics.csv"), checkpoint["rows"])
+    return record, checkpoint["state_dict"], [float(row["train/grad_norm"]) for row in rows if row.get("train/grad_norm")]
 
 
 def assert_same(a, b, bound=1e-5):
     "Losses, evaluations and results of two runs, up to the order of additions."
-    (a, v), (b, w) = a, b
+    (a, v, m), (b, w, n) = a, b
     assert [s for s, _ in a.train_loss] == [s for s, _ in b.train_loss]
     for (_, x), (_, y) in zip(a.train_loss, b.train_loss): assert abs(x - y) <= bound * abs(y), (x, y)
+    assert len(m) == len(n) == 4 and m == pytest.approx(n, rel=100 * bound)          # before clipping, at steps 1, 10, 20, 30
     assert (a.samples, a.tokens, a.steps, a.selection) == (b.samples, b.tokens, b.steps, b.selection)
     for x, y in zip([*a.curve, a.test, a.validation], [*b.curve, b.test, b.validation]):
         for k in x.keys() - {"seconds"}: assert x[k] == pytest.approx(y[k], rel=10 * bound), k
@@ -68,7 +81,7 @@ def assert_same(a, b, bound=1e-5):
 
 
 TRAIN = Train(steps=30, eval_every=15, threads=1, device="cpu")
-FAST = Optim(lr=0.01, kappa_lr=0.01, warmup=3)
+FAST = Optim(lr=0.01, kappa_lr=0.01, warmup=3, clip=0.1)
 
 
 @dataclass(frozen=True)
@@ -105,36 +118,61 @@ def alone(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize("name, world, accumulate", [
-    ("image", 2, 1), ("image", 1, 3), ("text", 2, 1), ("text", 1, 4), ("text", 2, 3), ("text", 4, 1), ("sequence", 2, 1), ("sequence", 2, 2)])
-def test_the_numbers_are_those_of_one_process(tmp_path, alone, name, world, accumulate):
-    found = outcome(RECIPES[name], tmp_path, world, accumulate=accumulate)
+FULL = "slow" in os.environ.get("NB_FLAGS", "")
+SHARED = [("image", 2, "ddp", 1), ("text", 2, "ddp", 3), ("sequence", 2, "ddp", 2), ("image", 2, "fsdp", 3), ("text", 2, "fsdp", 1), ("sequence", 2, "fsdp", 1)]
+if FULL: SHARED = [*product(RECIPES, (2, 4), ("ddp", "fsdp"), (1, 3))]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    "Every case of a number of processes, one after the other in the same processes; what came of one of them."
+    folders = {}
+    def of(*case):
+        world = case[1]
+        if case not in folders:
+            new = {c: tmp_path_factory.mktemp("-".join(map(str, c))) for c in SHARED if c[1] == world}
+            processes = start(world, *((on(RECIPES[name], world, strategy=strategy, accumulate=parts), folder, None)
+                                       for (name, _, strategy, parts), folder in new.items()))
+            assert [ended(p, 150 * world) for p in processes] == [0] * world
+            folders.update(new)
+        return reached(folders[case])
+    return of
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_the_numbers_are_those_of_one_process(shared, alone, case):
+    found, (name, world, strategy, parts) = shared(*case), case
     assert_same(found, alone(name))
     assert found[0].processes == world and found[0].config_hash == alone(name)[0].config_hash
 
 
+@pytest.mark.parametrize("name, parts", [("image", 3), ("text", 4)])
+def test_parts_of_a_batch_are_the_batch(tmp_path, alone, name, parts):
+    assert_same(outcome(RECIPES[name], tmp_path, accumulate=parts), alone(name))
+
+
 def test_the_comparison_can_fail(tmp_path, alone):
-    with pytest.raises(AssertionError): assert_same(outcome(replace(RECIPES["text"], optim=Optim(lr=0.0101, kappa_lr=0.01, warmup=3)), tmp_path), alone("text"))
+    with pytest.raises(AssertionError): assert_same(outcome(replace(RECIPES["text"], optim=replace(FAST, lr=0.0101)), tmp_path), alone("text"))
 
 
-def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone):
+@pytest.mark.parametrize("begun, goes_on", [("fsdp", "fsdp"), *([("ddp", "fsdp"), ("fsdp", "ddp"), ("ddp", "ddp")] if FULL else [])])
+def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone, begun, goes_on):
     "Killed in the middle, all of them."
-    recipe = replace(RECIPES["text"], train=replace(TRAIN, devices=2))
-    processes = start(recipe, tmp_path, 2)
+    processes = start(2, (on(RECIPES["text"], 2, strategy=begun), tmp_path, None))
     when(lambda: list(tmp_path.rglob("last.ckpt")), 60)
     for p in processes: p.kill()
     for p in processes: ended(p)
     step = read_checkpoint(next((tmp_path / "runs").glob("*/last.ckpt")))["global_step"]
     assert step in (15, 30)
     (tmp_path / "runs").rename(tmp_path / "begun")
-    for world in (1, 4):
+    for world, strategy in ((1, "auto"), (4, goes_on)):
         source, = (tmp_path / "begun").glob("*")
-        assert_same(outcome(RECIPES["text"], tmp_path / str(world), world, resume=source), alone("text"))
+        assert_same(outcome(RECIPES["text"], tmp_path / str(world), world, resume=source, strategy=strategy), alone("text"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(tmp_path, alone, workers):
-    (a, v), (b, w) = outcome(RECIPES["image"], tmp_path, workers=workers), alone("image")
+    (a, v, _), (b, w, _) = outcome(RECIPES["image"], tmp_path, workers=workers), alone("image")
     assert a.train_loss == b.train_loss and a.test == b.test and all(torch.equal(v[k], w[k]) for k in w)
 
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from .files import replacing
+from .sharding import load_whole, whole
 
 # %% ../../nbs/training/25_checkpoint.ipynb #digest
 def _feed(h, value) -> None:
@@ -130,11 +131,11 @@ def load_weights(
     if wrong:
         raise ValueError(f'{path} does not fit the network that its recipe builds in this version: {min(wrong)}' +
                          (f', and {len(wrong) - 1} more' if len(wrong) > 1 else ''))
-    module.load_state_dict(there)
+    load_whole(module, there)
 
 def check_weights(module: nn.Module, step: int) -> None:
     "FloatingPointError where a weight is not finite: such weights are never saved."
-    finite = [v.isfinite().all() for v in module.state_dict().values() if v.is_floating_point() or v.is_complex()]
+    finite = [whole(v.isfinite().all()) for v in module.state_dict().values() if v.is_floating_point() or v.is_complex()]
     if finite and not torch.stack([f.cpu() for f in finite]).all():
         raise FloatingPointError(f'the weights are no longer numbers at step {step}: lower optim.lr, lengthen '
                                  'optim.warmup or clip harder; the checkpoints are of the steps before')

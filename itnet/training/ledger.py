@@ -27,7 +27,8 @@ from .fields import check_record, find_records, read_json
 from .files import replacing
 
 # %% ../../nbs/training/20_ledger.ipynb #config-hash
-_UNHASHED = tuple(f'train.{k}' for k in ('seed', 'threads', 'device', 'accumulate', 'workers', 'devices', 'nodes'))
+_UNHASHED = tuple(f'train.{k}' for k in ('seed', 'threads', 'device', 'accumulate', 'workers', 'devices', 'nodes',
+                                          'strategy'))
 
 def flatten(config: dict, prefix: str = '') -> dict:
     "Nested dicts as one dict with dotted keys"

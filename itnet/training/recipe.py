@@ -30,6 +30,7 @@ from .ledger import Record, begin, config_hash, run_name, thin, try_folder, writ
 from .logs import CSVRows, read_rows
 from .optim import Optim, warmup_cosine
 from .processes import Place, find_place
+from .sharding import engine
 from .tasks import Task
 
 # %% ../../nbs/training/40_recipe.ipynb #all
@@ -51,7 +52,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     return {'total': total, 'embeddings': emb, 'without_embeddings': total - emb}
 
 # %% ../../nbs/training/40_recipe.ipynb #trainer
-def _trainer(precision: str, device: str, place: Place | None = None, **kw) -> L.Trainer:
+def _trainer(precision: str, device: str, place: Place | None = None, strategy: str = 'auto', **kw) -> L.Trainer:
     "A Lightning trainer that adds nothing of its own to a run: on one device, or as one of several processes"
     kind, _, index = device.partition(':')
     place = place or find_place(1, 1)
@@ -59,7 +60,7 @@ def _trainer(precision: str, device: str, place: Place | None = None, **kw) -> L
     machines = place.world // (devices := kw.pop('devices', 1))
     own = [int(index)] if index and not several else devices
     return L.Trainer(plugins=[place.environment, CheckedIO()], accelerator='gpu' if kind == 'cuda' else kind,
-                     devices=own, num_nodes=machines, strategy='ddp' if several else 'auto', precision=precision,
+                     devices=own, num_nodes=machines, strategy=engine(strategy, place.world), precision=precision,
                      enable_checkpointing=False, enable_model_summary=False, num_sanity_val_steps=0,
                      inference_mode=True, use_distributed_sampler=False, **kw)
 
@@ -187,7 +188,7 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
     facts = dict(data=record.data, versions=record.versions, changed=record.changed, init=init)
     own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
-    trainer = _trainer(terms.precision, device, place, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
+    trainer = _trainer(terms.precision, device, place, terms.strategy, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
                        log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)

@@ -16,6 +16,7 @@ from torchmetrics import Metric as TorchMetric
 from ..data.loss import count_targets
 from ..data.spec import Metric, Spec
 from .optim import Optim, configure
+from .sharding import Sharded, shard, whole
 
 # %% ../../nbs/training/10_tasks.ipynb #task
 def make_metric(metric: Metric) -> TorchMetric:
@@ -40,6 +41,10 @@ class Task(L.LightningModule):
 
     def forward(self, batch: dict) -> Tensor:
         return self.model(batch['x'], batch['mask']) if batch.get('mask') is not None else self.model(batch['x'])
+
+    def configure_model(self):
+        "Spread the weights over the processes, where the strategy is to."
+        if isinstance(self.trainer.strategy, Sharded): shard(self.model, self.trainer.strategy.mesh)
 
     def configure_optimizers(self):
         scaled = self._trainer is not None and str(self.trainer.precision).startswith('16')
@@ -80,7 +85,7 @@ def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, g
             if p.grad is not None: p.grad.mul_(factor)
     self.step_loss, self.part = self.part if factor is None else self.part * factor, 0.
     clip = self.optim.clip or math.inf
-    self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+    self.grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
 
 @patch
 def _reweighted(self: Task) -> Tensor | None:
