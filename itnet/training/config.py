@@ -39,12 +39,16 @@ class Train:
     devices: int = 1                # processes on each machine, one per device, that share a batch; see `torchrun`
     nodes: int = 1                  # machines
     strategy: str = field(default='auto', metadata=LATER)    # auto, ddp or fsdp: what of the weights each process has
+    recompute: bool = field(default=False, metadata=LATER)   # blocks twice, for less memory: their inputs alone are kept
+    ema: float = field(default=0., metadata=LATER)   # decay of the mean of the weights that is evaluated; 0: none
+    compile: bool = field(default=False, metadata=LATER)     # the network, by torch.compile, as one graph
     def __post_init__(self):
         for k in ('steps', 'eval_every', 'threads', 'accumulate', 'devices', 'nodes'):
             if (v := getattr(self, k)) is not None and not 1 <= v < 2**63:
                 raise ValueError(f'train.{k}={str(v)[:20]}: choose 1 or more' + (' and less than 2⁶³' if v > 1 else ''))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f'train.seed={str(self.seed)[:20]}: choose 0 or more, and less than 2³²')
+        if not 0 <= self.ema < 1: raise ValueError(f'train.ema={self.ema}: choose a decay from 0, which is none, to below 1')
         if not 0 <= self.workers < 1000: raise ValueError(f'train.workers={self.workers}: choose 0 or more')
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
@@ -64,6 +68,10 @@ def _check_strategy(train: Train) -> None:
         raise ValueError("train.device='mps' cannot share a batch between processes: choose cpu, cuda, or one process")
     if name == 'fsdp' and train.precision == '16-mixed':
         raise ValueError("train.precision='16-mixed' scales losses, which fsdp does not: choose bf16-mixed, or ddp")
+    if name == 'fsdp' and train.compile:
+        raise ValueError('train.compile makes one graph of a network, which fsdp takes apart: choose ddp, or no compile')
+    if name == 'fsdp' and train.ema:
+        raise ValueError(f'train.ema={train.ema} is a mean of whole weights, which fsdp spreads: choose ddp')
 
 # %% ../../nbs/training/35_config.ipynb #recipe
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ def from_dict(d: dict) -> Recipe:
         raise ValueError(f'the recipe is damaged ({type(e).__name__}: {e})') from None
 
 # %% ../../nbs/training/35_config.ipynb #differences
-_PLACE = 'threads', 'device', 'workers', 'devices', 'nodes', 'strategy'     # what a run runs on
+_PLACE = 'threads', 'device', 'workers', 'devices', 'nodes', 'strategy', 'recompute', 'compile'     # what a run runs on
 
 def config_differences(
     saved: dict,    # a recipe as plain values

@@ -87,7 +87,7 @@ def memory_named():
 # %% ../../nbs/training/05_device.ipynb #settled
 _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.treespec', 'is not used',
            'smaller than the logging interval', 'exists and is not empty', 'sync_dist',
-           'Grad strides')   # what Lightning would say
+           'Grad strides', 'WeightAveraging')   # what Lightning would say
 
 @contextmanager
 def settled(threads: int | None):

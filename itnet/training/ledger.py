@@ -28,7 +28,7 @@ from .files import replacing
 
 # %% ../../nbs/training/20_ledger.ipynb #config-hash
 _UNHASHED = tuple(f'train.{k}' for k in ('seed', 'threads', 'device', 'accumulate', 'workers', 'devices', 'nodes',
-                                          'strategy'))
+                                          'strategy', 'recompute', 'compile'))
 
 def flatten(config: dict, prefix: str = '') -> dict:
     "Nested dicts as one dict with dotted keys"

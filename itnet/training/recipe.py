@@ -15,12 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from ..data.module import DataModule
 from ..data.tokenizer import Tokenizer
+from .blocks import recompute_blocks
 from .callbacks import Bar, Checkpoints, Curve, Interrupted, StopRun, interruptible
 from .checkpoint import CheckedIO, best_file, load_weights, read_checkpoint
+from .compiled import compilation, compile_network
 from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
 from .config import register_classes
 from .device import check_precision, memory_named, peak_memory, pick_device, settled
@@ -168,6 +171,8 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
     if saved: _configuration(recipe, saved)                           # of this recipe, before anything is read
     L.seed_everything(terms.seed, verbose=False)
     spec, task = recipe.data.spec, Task(build(recipe), recipe.data.spec, recipe.optim, terms.steps)
+    if terms.recompute: recompute_blocks(task.model)
+    if terms.compile: compile_network(task.model)
     data = DataModule(recipe.data, terms.seed, terms.workers, terms.accumulate, (place.rank, place.world))
     data.setup()
     if saved: _check_state(data, saved)
@@ -187,9 +192,10 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
             with replacing(folder/f'{name}.json') as f: f.write(text.encode())
     facts = dict(data=record.data, versions=record.versions, changed=record.changed, init=init)
     own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
+    means = [EMAWeightAveraging(decay=terms.ema)] if terms.ema else []      # before what is saved after a step
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
     trainer = _trainer(terms.precision, device, place, terms.strategy, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
-                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
+                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[*means, curve, own, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
     if init and not saved and not quiet: print(*(f'{recipe.name}  {line}' for line in init_lines(init)), sep='\n')
@@ -270,7 +276,7 @@ def fit(
     "Train, select on validation, test once. Raises ValueError before any work, `Interrupted` after Ctrl-C."
     flag = threading.Event()
     register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
-    with settled(recipe.train.threads), memory_named(), ExitStack() as held:
+    with settled(recipe.train.threads), memory_named(), compilation(recipe.train.compile), ExitStack() as held:
         trainer, task, data, own, record, saved = _prepare(recipe, out, results, resume, init, quiet, flag, held)
         try:
             with interruptible(flag): record.test = _train_and_test(trainer, task, data, own, saved)
