@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, cached, check_integers, checksum, derive_seed
+from .cache import cached
+from .source import Data, Indexed, check_integers, checksum, derive_seed
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/10_lra.ipynb #vocabulary
