@@ -66,8 +66,7 @@ class HubPerceiver(nn.Module):
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:              # (B, N, D)
         check_plain(self, measure)
         mask = None if measure.weight is None else measure.mask.long()
-        # as large as an entry of u, whatever that is: embeddings are not of size one
-        where = wave_positions(measure.n, self.dim).to(u) * u.detach().std()
+        where = wave_positions(measure.n, self.dim).to(u)
         y = self.model(u + where, attention_mask=mask).last_hidden_state
         return y, Measure.sequence(y.shape[1])
 
