@@ -6,6 +6,7 @@
 __all__ = ['target_accuracy', 'Answered', 'Probe', 'Recall', 'draw_recall', 'SelectiveCopy']
 
 # %% ../../nbs/data/11_recall.ipynb #imports
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -119,9 +120,11 @@ def places(self: Recall) -> int: return self.length
 
 @patch
 def draw(self: Recall, split: str, count: int, g: torch.Generator) -> Answered:
-    "Sequences of a split; of train, with `fewest` to `pairs` pairs."
+    "Sequences of a split; of train, with `fewest` to `pairs` pairs, as many of 1 to 2 times a number as of any other."
     low = (self.fewest or self.pairs) if split == 'train' else self.pairs
-    return draw_recall(count, torch.randint(low, self.pairs + 1, (count,), generator=g), self, g)
+    ratio = (self.pairs + 1)/low
+    pairs = (low*ratio**torch.rand(count, generator=g, dtype=torch.float64)).long().clamp(low, self.pairs)
+    return draw_recall(count, pairs, self, g)
 
 # %% ../../nbs/data/11_recall.ipynb #copy
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ class SelectiveCopy(Probe):
     length: int = 256 # places before the questions
     count: int = 16 # tokens to be copied
     vocabulary: int = 16 # tokens, of which 0 is the blank and 1 the mark of a question
+    start: bool = False # whether a mark without a question stands before all places
     train: int = 16_000 # training sequences
     validation: int = 256 # validation sequences
     test: int = 512 # test sequences
@@ -144,7 +148,7 @@ class SelectiveCopy(Probe):
         if self.vocabulary > 2**15: raise ValueError(f'SelectiveCopy.vocabulary={self.vocabulary} exceeds 32768')
 
 @patch(as_prop=True)
-def places(self: SelectiveCopy) -> int: return self.length + self.count
+def places(self: SelectiveCopy) -> int: return self.start + self.length + self.count
 
 @patch
 def draw(self: SelectiveCopy, split: str, count: int, g: torch.Generator) -> Answered:
@@ -152,5 +156,6 @@ def draw(self: SelectiveCopy, split: str, count: int, g: torch.Generator) -> Ans
     where = torch.rand(count, self.length, generator=g).argsort(1)[:, :self.count].sort(1).values
     what = torch.randint(2, self.vocabulary, (count, self.count), generator=g)
     x = torch.zeros(count, self.length, dtype=torch.long).scatter(1, where, what)
-    target = torch.cat([torch.full_like(x, -100), what], 1)
-    return Answered(torch.cat([x, torch.ones_like(what)], 1).short(), target.short())
+    first, marks = torch.ones(count, int(self.start), dtype=torch.long), torch.ones_like(what)
+    target = torch.cat([torch.full((count, self.start + self.length), -100), what], 1)
+    return Answered(torch.cat([first, x, marks], 1).short(), target.short())
