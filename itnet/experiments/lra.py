@@ -30,7 +30,7 @@ def _at_scale(scale: str, tasks: tuple[str, ...] = tuple(DATA), models: tuple[st
     return [key for task in tasks for model in models if (key := (task, scale, model)) in LONG_RANGE]
 
 def lra(scale: str = 'small',                  # smoke, small or full
-        tasks: tuple[str, ...] = tuple(DATA),  # of recall, copy, listops, text, image, pathfinder, pathx
+        tasks: tuple[str, ...] = tuple(DATA),  # of recall, copy, listops, text, image, pathfinder, pathx, retrieval
         models: tuple[str, ...] = MODELS,      # see the recipes
         seeds: int = 2,                        # runs of each, with seeds 0, 1, …
         out: str = 'runs/lra',                 # folder for checkpoints and logs
@@ -46,7 +46,8 @@ def lra(scale: str = 'small',                  # smoke, small or full
 # %% ../../nbs/experiments/18_lra.ipynb #published
 PUBLISHED = {                                        # Transformer, S4
     'recall': ('–', '–'), 'copy': ('–', '–'), 'listops': ('36.37', '59.5'), 'text': ('64.27', '86.5'),
-    'image': ('42.44', '88.5'), 'pathfinder': ('71.40', '94.0'), 'pathx': ('✗', '96.0')}
+    'image': ('42.44', '88.5'), 'pathfinder': ('71.40', '94.0'), 'pathx': ('✗', '96.0'),
+    'retrieval': ('57.46', '91.0')}
 
 def _cells(records: list[Record]) -> list[str]:
     "Test accuracy, seeds, parameters and minutes of the runs of a recipe."
@@ -60,6 +61,7 @@ def lra_table(records: list[Record],     # runs; those of other recipes are left
               scale: str = 'small'       # of SCALES
              ) -> str:
     "Accuracy in per cent, published for the whole task and ours at a scale, as Markdown."
+    keys = _at_scale(scale)
     keys = _at_scale(scale)
     hashes = {key: config_hash(LONG_RANGE[key].to_dict()) for key in keys}
     done = [record for record in records if record.status == 'finished']

@@ -9,6 +9,7 @@ __all__ = ['SCALES', 'DATA', 'MODELS', 'LONG_RANGE', 'takes_part']
 from dataclasses import replace
 from ..data.line import PixelLine, Reviews
 from ..data.lra import ListOps
+from ..data.papers import Papers
 from ..data.pathfinder import Pathfinder
 from ..data.recall import Recall, SelectiveCopy
 from ..nets.hub_sequences import HubMambaConfig, HubPerceiverConfig
@@ -38,7 +39,8 @@ DATA = {
     'pathfinder': dict(smoke=replace(_DRAWN, size=16, contour=4, distractors=1, **_FEW), small=_DRAWN,
                        full=Pathfinder(batch_size=64)),
     'pathx': dict(smoke=replace(_DRAWN, size=24, contour=6, distractors=1, **_FEW),
-                  full=Pathfinder(batch_size=16, size=128))}
+                  full=Pathfinder(batch_size=16, size=128)),
+    'retrieval': dict(full=Papers(batch_size=64))}
 
 # %% ../../nbs/recipes/15_lra.ipynb #equal
 _EQUAL = {
@@ -54,11 +56,12 @@ _EQUAL = {
     ('image', 'full'): dict(transformer=450, lstm=448, resnet=71, mamba=304, perceiver=296, s4d=494, hyena=352),
     ('pathfinder', 'small'): dict(transformer=118, lstm=78, resnet=20, mamba=70, perceiver=64, s4d=98, hyena=80),
     ('pathfinder', 'full'): dict(transformer=450, lstm=448, resnet=71, mamba=304, perceiver=296, s4d=494, hyena=352),
-    ('pathx', 'full'): dict(transformer=450, lstm=448, resnet=71, mamba=304, perceiver=296, s4d=494, hyena=352)}
+    ('pathx', 'full'): dict(transformer=450, lstm=448, resnet=71, mamba=304, perceiver=296, s4d=494, hyena=352),
+    ('retrieval', 'full'): dict(transformer=450, lstm=420, mamba=300, perceiver=288, s4d=494, hyena=352)}
 
 # %% ../../nbs/recipes/15_lra.ipynb #models
 MODELS = 'itnet', 'transformer', 'lstm', 'resnet', 'mamba', 'perceiver', 's4d', 'hyena', 'ode'
-_CAUSAL, _PADDED = ('recall', 'copy'), ('listops', 'text')
+_CAUSAL, _PADDED = ('recall', 'copy'), ('listops', 'text', 'retrieval')
 _SIZES = {'smoke': (16, 1, 2), 'small': (64, 2, 2), 'full': (256, 6, 8)}        # width, depth, heads
 _SIZES_OF = {('recall', 'small'): (64, 1, 1)}                                   # where it has its own
 
@@ -94,7 +97,7 @@ def _network(task: str, scale: str, model: str):
 _STEPS = {'smoke': dict.fromkeys(DATA, 4),
           'small': dict(recall=700, copy=800, listops=300, text=200, image=200, pathfinder=300),
           'full': dict(recall=100_000, copy=100_000, listops=80_000, text=50_000, image=200_000, pathfinder=500_000,
-                       pathx=500_000)}
+                       pathx=500_000, retrieval=50_000)}
 
 def _recipe(task: str, scale: str, model: str) -> Recipe:
     "One of LONG_RANGE."
