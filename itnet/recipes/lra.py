@@ -21,7 +21,7 @@ from ..training.optim import Optim
 
 # %% ../../nbs/recipes/15_lra.ipynb #data
 SCALES = 'smoke', 'small', 'full'
-_LISTS = ListOps(min_length=16, max_length=512, train=16_000, validation=500, test=2_000)
+_LISTS = ListOps(batch_size=16, min_length=16, max_length=512, train=16_000, validation=250, test=2_000)
 _RECALL = Recall(length=512, pairs=64, fewest=1, gaps='power', batch_size=8, validation=64, test=256)
 _COPY = SelectiveCopy(length=64, count=8, start=True, validation=256, test=1_000)
 _FEW, _MANY = dict(train=256, validation=32, test=32), dict(train=100_000, validation=1_000, test=3_000)
@@ -95,14 +95,14 @@ def _network(task: str, scale: str, model: str):
 
 # %% ../../nbs/recipes/15_lra.ipynb #recipes
 _STEPS = {'smoke': dict.fromkeys(DATA, 4),
-          'small': dict(recall=700, copy=800, listops=300, text=200, image=200, pathfinder=300),
+          'small': dict(recall=700, copy=800, listops=250, text=150, image=150, pathfinder=250),
           'full': dict(recall=100_000, copy=100_000, listops=80_000, text=50_000, image=200_000, pathfinder=500_000,
                        pathx=500_000, retrieval=50_000)}
 
 def _recipe(task: str, scale: str, model: str) -> Recipe:
     "One of LONG_RANGE."
     steps = _STEPS[scale][task]
-    train = Train(steps=steps, eval_every=max(2, steps//8), threads=None if scale == 'full' else 1)
+    train = Train(steps=steps, eval_every=max(2, steps//(8 if task in _CAUSAL else 3)), threads=None if scale == 'full' else 1)
     optim = Optim(lr=1e-3 if scale == 'full' else 3e-3, kappa_lr=1e-2, warmup=min(50, steps//2))
     return Recipe(f'lra-{task}-{scale}/{model}', DATA[task][scale], _network(task, scale, model), optim, train)
 
