@@ -56,6 +56,7 @@ VARIANTS = {'plain': {}, 'workers': dict(workers=2), 'compile': dict(compile=Tru
 class Training:
     "The training of a recipe, step by step, as fast as its terms let it be."
     def __init__(self, recipe: Recipe):
+        torch.manual_seed(recipe.train.seed)
         self.task = Task(build(recipe), recipe.data.spec, recipe.optim, recipe.train.steps)
         if recipe.train.recompute: recompute_blocks(self.task.model)
         if recipe.train.compile: compile_network(self.task.model)
@@ -107,7 +108,7 @@ def bench_training(repeat: int = 15,            # rounds
                    threads: int = 1,            # CPU threads of the process that trains; workers have one each
                    out: str | None = None       # file of the record; None: none
                   ) -> str:                     # tables, as Markdown
-    "Time of training steps with workers, compiled, with blocks computed twice. ValueError for sizes that are too small."
+    "Training steps with workers, compiled, with blocks computed twice. ValueError for sizes that are too small."
     if min(repeat, steps, threads) <= 0 or pictures < 64:
         raise ValueError('repeat, steps and threads must be positive, and pictures 64 or more')
     with settled(threads), tempfile.TemporaryDirectory() as folder:
@@ -124,11 +125,11 @@ def training_aims(record: dict) -> list[dict]:
     place, median = lambda r: r['recipe'], lambda r: r['ratio'][1]
     rows = lambda variant: [r for r in record['rows'] if r['variant'] == variant]
     plain = {r['recipe']: r['kept_mb'] for r in rows('plain')}
+    kept = lambda r: r['kept_mb'] / plain[r['recipe']]
     pictures = [r for r in rows('workers') if r['recipe'].startswith('photographs')]
     return [aim('plain / workers, on photographs', 1.1, pictures, median, place),
             aim('plain / compile', 1., rows('compile'), median, place),
-            aim('kept with recompute / plain', .5, rows('recompute'), lambda r: r['kept_mb'] / plain[r['recipe']], place,
-                least=False)]
+            aim('kept with recompute / plain', .5, rows('recompute'), kept, place, least=False)]
 
 def training_table(record: dict) -> str:
     "A record of `bench_training` as Markdown: samples per second, times the plain rate, and what is kept."

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor, nn
 from .files import replacing
-from .sharding import load_whole, whole
+from .sharding import load_whole, unsharded
 
 # %% ../../nbs/training/25_checkpoint.ipynb #digest
 def _feed(h, value) -> None:
@@ -135,7 +135,8 @@ def load_weights(
 
 def check_weights(module: nn.Module, step: int) -> None:
     "FloatingPointError where a weight is not finite: such weights are never saved."
-    finite = [whole(v.isfinite().all()) for v in module.state_dict().values() if v.is_floating_point() or v.is_complex()]
+    weights = [v for v in module.state_dict().values() if v.is_floating_point() or v.is_complex()]
+    finite = [unsharded(v.isfinite().all()) for v in weights]
     if finite and not torch.stack([f.cpu() for f in finite]).all():
         raise FloatingPointError(f'the weights are no longer numbers at step {step}: lower optim.lr, lengthen '
                                  'optim.warmup or clip harder; the checkpoints are of the steps before')

@@ -6,7 +6,7 @@
 __all__ = ['compile_network', 'compilation']
 
 # %% ../../nbs/training/09_compiled.ipynb #imports
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
@@ -18,9 +18,8 @@ def compile_network(model: nn.Module) -> None:
     model.compile(fullgraph=True)
 
 @contextmanager
-def compilation(on: bool):
+def _compilation():
     "Within it, as many graphs as a run may need, and a ValueError of one line for what cannot be compiled."
-    if not on: yield; return
     import torch._dynamo as dynamo
     errors = dynamo.exc.TorchDynamoException, dynamo.exc.FailOnRecompileLimitHit
     try:
@@ -28,3 +27,7 @@ def compilation(on: bool):
     except errors as e:
         why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise ValueError(f'train.compile: this network is not one graph ({why[:200]}): train it without') from e
+
+def compilation(on: bool):
+    "A context in which networks are compiled, if they are: see `compile_network`. ValueError, in it, where they cannot."
+    return _compilation() if on else nullcontext()

@@ -39,7 +39,7 @@ class Train:
     devices: int = 1                # processes on each machine, one per device, that share a batch; see `torchrun`
     nodes: int = 1                  # machines
     strategy: str = field(default='auto', metadata=LATER)    # auto, ddp or fsdp: what of the weights each process has
-    recompute: bool = field(default=False, metadata=LATER)   # blocks twice, for less memory: their inputs alone are kept
+    recompute: bool = field(default=False, metadata=LATER)   # compute blocks twice, and keep their inputs alone
     ema: float = field(default=0., metadata=LATER)   # decay of the mean of the weights that is evaluated; 0: none
     compile: bool = field(default=False, metadata=LATER)     # the network, by torch.compile, as one graph
     def __post_init__(self):
@@ -48,7 +48,7 @@ class Train:
                 raise ValueError(f'train.{k}={str(v)[:20]}: choose 1 or more' + (' and less than 2⁶³' if v > 1 else ''))
         if not 0 <= self.seed < 2**32:
             raise ValueError(f'train.seed={str(self.seed)[:20]}: choose 0 or more, and less than 2³²')
-        if not 0 <= self.ema < 1: raise ValueError(f'train.ema={self.ema}: choose a decay from 0, which is none, to below 1')
+        if not 0 <= self.ema < 1: raise ValueError(f'train.ema={self.ema}: choose a decay below 1, or 0 for none')
         if not 0 <= self.workers < 1000: raise ValueError(f'train.workers={self.workers}: choose 0 or more')
         if self.precision not in PRECISIONS:
             raise ValueError(f"train.precision={self.precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
@@ -69,7 +69,7 @@ def _check_strategy(train: Train) -> None:
     if name == 'fsdp' and train.precision == '16-mixed':
         raise ValueError("train.precision='16-mixed' scales losses, which fsdp does not: choose bf16-mixed, or ddp")
     if name == 'fsdp' and train.compile:
-        raise ValueError('train.compile makes one graph of a network, which fsdp takes apart: choose ddp, or no compile')
+        raise ValueError('train.compile makes one graph of what fsdp takes apart: choose ddp, or no compile')
     if name == 'fsdp' and train.ema:
         raise ValueError(f'train.ema={train.ema} is a mean of whole weights, which fsdp spreads: choose ddp')
 

@@ -194,8 +194,9 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
     own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
     means = [EMAWeightAveraging(decay=terms.ema)] if terms.ema else []      # before what is saved after a step
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
-    trainer = _trainer(terms.precision, device, place, terms.strategy, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
-                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[*means, curve, own, *bar],
+    trainer = _trainer(terms.precision, device, place, terms.strategy, devices=terms.devices, max_steps=terms.steps,
+                       max_epochs=-1, log_every_n_steps=10, logger=_loggers(folder, config, rows),
+                       callbacks=[*means, curve, own, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
     if init and not saved and not quiet: print(*(f'{recipe.name}  {line}' for line in init_lines(init)), sep='\n')

@@ -16,7 +16,7 @@ from torchmetrics import Metric as TorchMetric
 from ..data.loss import count_targets
 from ..data.spec import Metric, Spec
 from .optim import Optim, configure
-from .sharding import Sharded, shard, whole
+from .sharding import Sharded, shard, unsharded
 
 # %% ../../nbs/training/10_tasks.ipynb #task
 def make_metric(metric: Metric) -> TorchMetric:
@@ -85,7 +85,7 @@ def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, g
             if p.grad is not None: p.grad.mul_(factor)
     self.step_loss, self.part = self.part if factor is None else self.part * factor, 0.
     clip = self.optim.clip or math.inf
-    self.grad_norm = whole(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
+    self.grad_norm = unsharded(nn.utils.clip_grad_norm_(self.model.parameters(), clip))
 
 @patch
 def _reweighted(self: Task) -> Tensor | None:
