@@ -92,7 +92,8 @@ def batch(self: Windows, index: Tensor) -> dict[str, Tensor]:
     return batch if self.documents is None else batch | {'segments': self.documents[at[:, :-1]].long()}
 
 # %% ../../nbs/data/15_windows.ipynb #documents
-ARTICLE = r' = [^=\n]+ = '            # the title of an article of WikiText, a whole line
+# the title of an article of WikiText, between empty lines
+ARTICLE = r'(?:(?<=\n \n)|(?<=\A \n)) = [^=\n]+ = (?=\n \n)'
 
 def document_numbers(text: bytes, # the whole text
                      lengths: Tensor, # (T,) bytes of each of its tokens, none of which reaches over the end of a line
