@@ -4,17 +4,14 @@
 
 # %% auto #0
 __all__ = ['HUB', 'LATER', 'checksum', 'derive_seed', 'generator', 'Hub', 'DataNotFound', 'hub_file', 'resolve', 'read_split',
-           'cached', 'Indexed', 'collate', 'Data', 'check_sizes', 'check_integers']
+           'Indexed', 'collate', 'Data', 'check_sizes', 'check_integers']
 
 # %% ../../nbs/data/00_source.ipynb #imports
 import difflib
 import hashlib
 import os
 import re
-import tempfile
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
@@ -185,29 +182,6 @@ def read_split(name: str, # name of the data set
     except (ValueError, NotImplementedError, OSError) as e:          # as pyarrow's errors are
         files = ', '.join(map(str, files))
         raise ValueError(f'{where}: {files} cannot be read as a Parquet file ({str(e).splitlines()[0]})') from None
-
-# %% ../../nbs/data/00_source.ipynb #cached
-def cached(key: str, # file name without suffix: must determine the content
-           make: Callable[[], dict[str, np.ndarray]], # makes the arrays when they are not there
-    ) -> dict[str, np.ndarray]: # the arrays
-    "Arrays from the cache folder, made and stored on first use."
-    import platformdirs
-    file = Path(os.environ.get('ITNET_CACHE') or platformdirs.user_cache_dir('itnet')) / f'{key}.npz'
-    try:
-        with np.load(file) as z: arrays = dict(z)
-        if str(arrays.pop('sha256')) == checksum(*arrays.values()): return arrays
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error): pass
-    arrays, temporary = make(), None
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.tmp', delete=False) as f:
-            temporary = Path(f.name)
-            np.savez(f, sha256=checksum(*arrays.values()), **arrays)
-        os.replace(temporary, file)
-    except OSError: pass
-    finally:
-        if temporary: temporary.unlink(missing_ok=True)
-    return arrays
 
 # %% ../../nbs/data/00_source.ipynb #indexed
 class Indexed(torch.utils.data.Dataset):
