@@ -29,5 +29,5 @@ def _compilation():
         raise ValueError(f'train.compile: this network is not one graph ({why[:200]}): train it without') from e
 
 def compilation(on: bool):
-    "A context in which networks are compiled, if they are: see `compile_network`. ValueError, in it, where they cannot."
+    "A context in which compiled networks run, if there are any. ValueError, in it, for one that cannot be compiled."
     return _compilation() if on else nullcontext()
