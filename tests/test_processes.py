@@ -185,7 +185,7 @@ def test_compiled_the_numbers_are_the_same_up_to_rounding(tmp_path, alone, terms
 
 def test_what_is_no_graph_ends_the_run_with_the_reason(tmp_path):
     recipe = replace(RECIPES["sequence"], model=LSTMConfig(dim=8, depth=1), train=replace(TRAIN, compile=True))
-    with pytest.raises(ValueError, match="train.compile: this network is not one graph .*: train it without"): run(recipe, tmp_path)
+    with pytest.raises(ValueError, match="train.compile: this network cannot be compiled .*: train it without"): run(recipe, tmp_path)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ def _compilation():
         with dynamo.config.patch(recompile_limit=_GRAPHS): yield
     except errors as e:
         why = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
-        raise ValueError(f'train.compile: this network is not one graph ({why[:200]}): train it without') from e
+        raise ValueError(f'train.compile: this network cannot be compiled ({why[:200]}): train it without') from e
 
 def compilation(on: bool):
     "A context in which compiled networks run, if there are any. ValueError, in it, for one that cannot be compiled."
