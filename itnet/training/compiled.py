@@ -7,7 +7,6 @@ __all__ = ['compile_network', 'compilation']
 
 # %% ../../nbs/training/09_compiled.ipynb #imports
 from contextlib import contextmanager, nullcontext
-import torch
 from torch import nn
 
 # %% ../../nbs/training/09_compiled.ipynb #compile

@@ -7,7 +7,6 @@ __all__ = ['unsharded', 'spread_as', 'shard', 'Sharded', 'engine', 'load_whole']
 
 # %% ../../nbs/training/08_sharding.ipynb #imports
 from fastcore.basics import patch
-import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
