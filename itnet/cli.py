@@ -69,7 +69,9 @@ def sweep_command(argv: list[str]) -> int:
                  ('--commands', dict(action='store_true', help='print one command for each run, and stop')),
                  argv=rest or (['-h'] if not argv else []))
     from itnet.recipes.find import find_recipe
+    from itnet.training.runs import check_seeds
     from itnet.training.sweep import grid, sweep_recipes, train_commands
+    check_seeds(o.seeds)
     recipes = grid(find_recipe(word), fields)
     if o.commands:
         print('\n'.join(train_commands(word, [r.seeded(seed) for r in recipes for seed in range(o.seeds)])))
@@ -345,7 +347,8 @@ def main(
     old, sys.argv = sys.argv, ['itnet', *given]                     # what run records write down
     def fail(error: Exception, code: int) -> int:
         if '--debug' in words: raise error
-        print(f'itnet: {harmless(str(error))}', file=sys.stderr)
+        if str(error) or not isinstance(error, ChildProcessError):      # without words: another process has said it
+            print(f'itnet: {harmless(str(error))}', file=sys.stderr)
         return code
     with printable():
         try: return _dispatch(given)

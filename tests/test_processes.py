@@ -1,4 +1,5 @@
 "Several processes that share each batch, by gloo: the numbers of one, whatever their number; workers; parts of a batch."
+import csv
 import os
 import socket
 import time
@@ -18,7 +19,8 @@ from itnet.training.checkpoint import read_checkpoint
 from itnet.training.ledger import read_records
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train, fit
-from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
+import toy_itnet
+from test_runs import FORK, RECIPE, SLOW, SLOW_TESTS, ended, one_thread, only, when
 
 
 def free_port():
@@ -130,6 +132,38 @@ def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone):
     for world in (1, 4):
         source, = (tmp_path / "begun").glob("*")
         assert_same(outcome(RECIPES["text"], tmp_path / str(world), world, resume=source), alone("text"))
+
+
+def commanded(rank, world, port, folder, said):
+    "`itnet train` as one of several processes."
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
+    from lightning.pytorch.utilities import rank_zero_only
+    rank_zero_only.rank = rank
+    for number in (1, 2): os.dup2(said.open("a").fileno(), number)
+    words = f"train sums/mlp --train.steps 24 --train.eval_every 8 --train.devices {world} --data.pause 0.05 --quiet"
+    os._exit(toy_itnet.itnet.cli.main([*words.split(), "--out", str(folder / "runs"), "--results", str(folder / "results")]))
+
+
+LOST = [(2, 0), (2, 1), (4, 2)] if SLOW_TESTS else [(2, 1)]
+
+
+@pytest.mark.parametrize("world, lost", LOST)
+def test_a_process_that_is_killed_is_named_once(tmp_path, world, lost):
+    "The others end, and the run goes on from its checkpoint, with one process less if need be."
+    port, said = free_port(), tmp_path / "said"
+    processes = [FORK.Process(target=commanded, args=(rank, world, port, tmp_path, said)) for rank in range(world)]
+    for p in processes: p.start()
+    when(lambda: list(tmp_path.rglob("best.ckpt")), 90)
+    processes[lost].kill()
+    assert [ended(p, 60) for p in processes] == [-9 if rank == lost else 1 for rank in range(world)]
+    lines = [line for line in said.read_text().splitlines() if line.startswith("itnet: ")]
+    assert len(lines) == 1 and f"process {lost} of {world} (number {processes[lost].pid} on " in lines[0], said.read_text()
+    assert f"has ended: go on from the last checkpoint with --resume {only(tmp_path / 'runs')}" in lines[0] and "Traceback" not in said.read_text()
+    recipe = replace(RECIPE, data=toy_itnet.Sums(pause=0.05))
+    record = run(recipe, tmp_path, only(tmp_path / "runs"))
+    assert record.status == "finished" and record.steps == 24 and record.resumed[-1] >= 8
+    assert [int(r["step"]) for r in csv.DictReader((only(tmp_path / "runs") / "metrics.csv").open()) if r["train/loss"]] == [1, 10, 20]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
