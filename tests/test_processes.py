@@ -2,6 +2,7 @@
 import csv
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -29,18 +30,34 @@ def free_port():
         return s.getsockname()[1]
 
 
-def member(rank, world, port, recipe, folder, resume=None):
-    "One of several processes, as torchrun starts it."
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
+def torchrun(rank, world, port):
+    "What torchrun tells a process."
+    return dict(RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port, TORCHELASTIC_RUN_ID=1)
+
+
+def srun(rank, world, port):
+    "What srun tells a process, on one machine."
+    return dict(SLURM_JOB_ID=1, SLURM_JOB_NAME="train", SLURM_NTASKS=world, SLURM_NTASKS_PER_NODE=world, SLURM_NNODES=1, SLURM_NODELIST="127.0.0.1",
+                SLURM_NODEID=0, SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=port)
+
+
+def enter(rank, told):
+    "Become one of several processes."
+    os.environ.update({k: str(v) for k, v in told.items()})
     from lightning.pytorch.utilities import rank_zero_only
     rank_zero_only.rank = rank                                    # read from the environment at import, before the fork
+
+
+def member(rank, told, recipe, folder, resume=None):
+    "One of several processes."
+    enter(rank, told)
     run(recipe, folder, resume)
 
 
-def start(recipe, folder, world, resume=None):
+def start(recipe, folder, world, resume=None, by=torchrun):
     port = free_port()
-    processes = [FORK.Process(target=member, args=(rank, world, port, recipe, folder, resume)) for rank in range(world)]
+    processes = [FORK.Process(target=member, args=(rank, by(rank, world, port), recipe, folder, resume)) for rank in range(world)]
     for p in processes: p.start()
     return processes
 
@@ -48,11 +65,11 @@ def start(recipe, folder, world, resume=None):
 def run(recipe, folder, resume=None): return fit(recipe, out=folder / "runs", results=folder / "results", quiet=True, resume=resume)
 
 
-def outcome(recipe, folder, world=1, resume=None, **terms):
+def outcome(recipe, folder, world=1, resume=None, by=torchrun, **terms):
     "Record and weights of a run on that many processes, each on one thread."
     recipe = replace(recipe, train=replace(recipe.train, devices=world, **terms))
     if world == 1: run(recipe, folder, resume)
-    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume)] == [0] * world
+    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume, by)] == [0] * world
     record, = read_records(folder / "results")
     saved, = (folder / "runs").glob("*/last.ckpt")
     return record, read_checkpoint(saved)["state_dict"]
@@ -110,7 +127,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("name, world, accumulate", [
     ("image", 2, 1), ("image", 1, 3), ("text", 2, 1), ("text", 1, 4), ("text", 2, 3), ("text", 4, 1), ("sequence", 2, 1), ("sequence", 2, 2)])
 def test_the_numbers_are_those_of_one_process(tmp_path, alone, name, world, accumulate):
-    found = outcome(RECIPES[name], tmp_path, world, accumulate=accumulate)
+    found = outcome(RECIPES[name], tmp_path, world, by=srun if name == "image" else torchrun, accumulate=accumulate)
     assert_same(found, alone(name))
     assert found[0].processes == world and found[0].config_hash == alone(name)[0].config_hash
 
@@ -136,11 +153,10 @@ def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone):
 
 def commanded(rank, world, port, folder, said):
     "`itnet train` as one of several processes."
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
-    from lightning.pytorch.utilities import rank_zero_only
-    rank_zero_only.rank = rank
-    for number in (1, 2): os.dup2(said.open("a").fileno(), number)
+    enter(rank, torchrun(rank, world, port))
+    out = said.open("a", buffering=1)
+    for number in (1, 2): os.dup2(out.fileno(), number)
+    sys.stdout = sys.stderr = out
     words = f"train sums/mlp --train.steps 24 --train.eval_every 8 --train.devices {world} --data.pause 0.05 --quiet"
     os._exit(toy_itnet.itnet.cli.main([*words.split(), "--out", str(folder / "runs"), "--results", str(folder / "results")]))
 

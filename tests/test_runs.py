@@ -7,6 +7,7 @@ import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -267,6 +268,32 @@ def test_weights_of_another_network_are_one_line(tmp_path):
         with pytest.raises(ValueError): load_model(file)
 
 
+def test_what_a_checkpoint_holds_reaches_no_terminal_and_is_no_traceback(tmp_path, capfd, monkeypatch):
+    "Whoever wrote it, with a digest that is right: names and texts, and parts that cannot be restored."
+    monkeypatch.chdir(tmp_path)
+    made = run(tmp_path)
+    saved, evil = read_checkpoint(only(tmp_path / "runs") / "last.ckpt"), "\x1b[2J[red]x|"
+    write_checkpoint({**saved, "changed": [evil], "state_dict": saved["state_dict"]}, "changed.ckpt")
+    write_checkpoint({**saved, "state_dict": saved["state_dict"] | {evil: torch.zeros(2)}}, "names.ckpt")
+    record = json.loads(made.path.read_text())
+    Path("record.json").write_text(json.dumps({**record, "versions": {evil: evil}}))
+    same = f"{WORDS.removesuffix(' --quiet')} --resume changed.ckpt"
+    for words in (f"{same} --out a", "train sums/mlp --init names.ckpt --out b", "reproduce record.json --quiet --out c"):
+        assert toy_itnet.itnet.cli.main(words.split()) == 0
+        out, err = capfd.readouterr()
+        assert "\x1b" not in out + err and "\\x1b[2J" in out and not err
+    for part in ("loops", "optimizer_states", "lr_schedulers", "rng"):
+        for wrong in (5, [], {}, [{"a": 1}]):
+            write_checkpoint({**saved, part: wrong}, "part.ckpt")
+            code = toy_itnet.itnet.cli.main(f"{WORDS} --resume part.ckpt --out d".split())
+            err = capfd.readouterr().err
+            assert code == 0 or err.startswith("itnet: part.ckpt is no checkpoint of this run (") and err.count("\n") == 1, (part, wrong, err)
+            if (part, wrong) == ("loops", 5): assert code == 1
+    for wrong in ({"init": {}}, {"config": {**record["config"], "model": {**record["config"]["model"], "dropout": {}}}}):
+        Path("record.json").write_text(json.dumps({**record, **wrong}))
+        assert toy_itnet.itnet.cli.main("reproduce record.json --quiet --out c".split()) == 1 and capfd.readouterr().err.count("\n") == 1
+
+
 # --- numbers that are none, disks that are full
 
 @dataclass(frozen=True)
@@ -319,15 +346,17 @@ def test_a_full_disk_is_said(tmp_path, capfd):
     assert read_records(only(tmp_path / "runs"))[0].status == "failed" and not list(tmp_path.rglob("*.part"))
 
 
-def spoil_disk(folder): resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+def spoil_disk(folder): resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 def spoil_folder(folder): shutil.rmtree(only(folder / "runs"))
 def spoil_memory(folder): torch.empty(2**55)
 def spoil_worker(folder): os.kill(os.getpid(), signal.SIGKILL)
-def spoil_rights(folder): os.chmod(only(folder / "runs"), 0o555)
+def spoil_rights(folder):
+    os.chmod(only(folder / "runs"), 0o555)
+    if os.geteuid() == 0: os.seteuid(65534)                            # whom rights are denied
 
 
 FAULTS = {  # what happens, and what is said
-    "disk": (spoil_disk, "File too large; make room there or bring it back, and go on from the last checkpoint with --resume"),
+    "disk": (spoil_disk, "last.ckpt cannot be written (File too large): make room, and go on from the last checkpoint with --resume"),
     "folder": (spoil_folder, "No such file or directory; make room there or bring it back, and start again"),
     "rights": (spoil_rights, "Permission denied; make room there or bring it back, and go on from the last checkpoint with --resume"),
     "nan": (None, "the training loss is nan at step 13: lower optim.lr, lengthen optim.warmup or clip harder"),
@@ -339,9 +368,6 @@ WORDS = "train sums/mlp --train.steps 24 --train.eval_every 8 --quiet"
 
 def spoiled(folder, fault, said):
     "A command line that something happens to in step 13, and what it writes to its standard error."
-    if os.geteuid() == 0 and fault == "rights":                        # whom rights are denied
-        os.setegid(65534)
-        os.seteuid(65534)
     spoil, calls, real = FAULTS[fault][0], [], toy_itnet.Sums.collate
     def collate(data, items):
         calls.append(len(items))
@@ -352,8 +378,9 @@ def spoiled(folder, fault, said):
         return batch
     toy_itnet.Sums.collate = collate
     workers = " --train.workers 1" if fault == "worker" else ""
-    with said.open("w") as err:
+    with said.open("w", buffering=1) as err:
         os.dup2(err.fileno(), 2)
+        sys.stderr = err
         os._exit(toy_itnet.itnet.cli.main([*(WORDS + workers).split(), "--out", str(folder / "runs"), "--results", str(folder / "results")]))
 
 

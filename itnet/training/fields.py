@@ -47,7 +47,7 @@ _FIELDS = {
     'test': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
     'resumed': (_list_of(_is_count), 'a list of steps'),
     'changed': (_list_of(_is(str)), 'a list of texts'), 'error': (_missing_or(_is(str)), 'text or null'),
-    'init': (_missing_or(_is(dict)), 'null or a start'),
+    'init': (_missing_or(lambda v: isinstance(v, dict) and isinstance(v.get('run'), str)), 'null or a start'),
     'created': (_is(str), 'a time')}
 
 # %% ../../nbs/training/18_fields.ipynb #check

@@ -33,6 +33,7 @@ from .optim import Optim, warmup_cosine
 from .peers import Peers, explained
 from .processes import Place, find_place
 from .tasks import Task
+from ..terminal import say
 
 # %% ../../nbs/training/40_recipe.ipynb #all
 _all_ = ['Optim', 'Recipe', 'Train', 'get', 'names', 'register', 'Interrupted']
@@ -122,7 +123,7 @@ def _changed(saved: dict, record: Record) -> list[str]:
 
 def _say_changed(recipe: Recipe, changed: list[str]) -> None:
     "Print what is another than before."
-    for line in changed: print(f'{recipe.name}  {line}: not the run that it would have been')
+    for line in changed: say(f'{recipe.name}  {line}: not the run that it would have been')
 
 # %% ../../nbs/training/40_recipe.ipynb #folder
 _LEFT = ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*')
@@ -194,7 +195,7 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
                        log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, peers, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
-    if init and not saved and not quiet: print(*(f'{recipe.name}  {line}' for line in init_lines(init)), sep='\n')
+    if init and not saved and not quiet: say('\n'.join(f'{recipe.name}  {line}' for line in init_lines(init)))
     if saved and not quiet:
         _say_extended(recipe, saved)
         _say_changed(recipe, record.changed)
@@ -206,7 +207,7 @@ def _say_extended(recipe: Recipe, saved: dict):
     before, steps, at = saved['recipe']['train']['steps'], recipe.train.steps, saved['global_step']
     if before == steps: return
     then, now = (warmup_cosine(at, n, recipe.optim.warmup, recipe.optim.final) for n in (before, steps))
-    print(f'{recipe.name}  step {at}  {before} steps become {steps}: the learning rate goes on at {now:.2f} of its '
+    say(f'{recipe.name}  step {at}  {before} steps become {steps}: the learning rate goes on at {now:.2f} of its '
           f'peak, where the schedule of {steps} steps is; that of {before} was at {then:.2f}')
 
 # %% ../../nbs/training/40_recipe.ipynb #settle
@@ -237,7 +238,11 @@ def _settle(record: Record, curve: Curve, trainer, data: DataModule):
 # %% ../../nbs/training/40_recipe.ipynb #train-and-test
 def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -> dict[str, float]:
     "Train to the end, then measure the selected weights on the test split"
-    trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
+    try: trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
+    except (AttributeError, KeyError, IndexError, TypeError) as e:
+        if not saved or own.curve.trainer is not None: raise            # not while the checkpoint was taken in
+        why = f"{saved['path']} is no checkpoint of this run ({type(e).__name__}: {e})"
+        raise ValueError(f'{why}: use another, or start anew without --resume') from e
     trainer.strategy.barrier()                                        # what the first process wrote is there
     file, chosen = own.folder/'best.ckpt', own.curve.best(own.metric)['step']
     best = read_checkpoint(file)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from multiprocessing import connection, get_context
 from pathlib import Path
+from ..terminal import harmless, say
 from .callbacks import interruptible
 from .config import Recipe
 from .ledger import Record, config_hash, read_record, run_name
@@ -56,7 +57,7 @@ def _in_own_process(recipe: Recipe, places: dict) -> None:
     try: run_once(recipe, **places, quiet=True)
     except Interrupted: sys.exit(130)
     except Exception as e:
-        print(f'{_name(recipe)} failed: {type(e).__name__}: {e}', file=sys.stderr, flush=True)
+        print(harmless(f'{_name(recipe)} failed: {type(e).__name__}: {e}'), file=sys.stderr, flush=True)
         sys.exit(1)
 
 # %% ../../nbs/training/50_runs.ipynb #side-by-side
@@ -74,7 +75,7 @@ def _side_by_side(recipes: list[Recipe], places: dict, jobs: int, quiet: bool) -
                 process.join()
                 if process.exitcode == 130: asked.set()
                 elif process.exitcode: failed.append(recipe)
-                elif not quiet: print(_line(finished(recipe, places['results'])), flush=True)
+                elif not quiet: say(_line(finished(recipe, places['results'])))
             if asked.is_set(): _end(process for process, _ in working.values())
     if asked.is_set(): raise KeyboardInterrupt
     return failed
