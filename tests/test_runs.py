@@ -272,7 +272,7 @@ def test_what_a_checkpoint_holds_reaches_no_terminal_and_is_no_traceback(tmp_pat
     "Whoever wrote it, with a digest that is right: names and texts, and parts that cannot be restored."
     monkeypatch.chdir(tmp_path)
     made = run(tmp_path)
-    saved, evil = read_checkpoint(only(tmp_path / "runs") / "last.ckpt"), "\x1b[2J[red]x|"
+    saved, evil = read_checkpoint(only(tmp_path / "runs") / "best.ckpt"), "\x1b[2J[red]x|"
     write_checkpoint({**saved, "changed": [evil], "state_dict": saved["state_dict"]}, "changed.ckpt")
     write_checkpoint({**saved, "state_dict": saved["state_dict"] | {evil: torch.zeros(2)}}, "names.ckpt")
     record = json.loads(made.path.read_text())

@@ -60,7 +60,7 @@ def perplexity() -> Metric:
 @dataclass(frozen=True)
 class Spec:
     "The facts from which a model is built, trained and judged. ValueError for sizes below 1, or what is no `Metric`."
-    head: Literal['image', 'sequence', 'language'] # predicts for a whole image or sequence, or the next token
+    head: Literal['image', 'sequence', 'pair', 'language'] # for an image, a sequence or two of them, or the next token
     inputs: int # size of the vocabulary, or number of channels
     outputs: int # number of classes, or of numbers that a regression predicts; the vocabulary again for language
     shape: tuple[int, ...] # nominal spatial shape: (N,) or (H, W)

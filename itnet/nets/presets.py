@@ -12,7 +12,7 @@ from ..data.source import check_integers
 from .backbone import ITNet
 from .baselines import ResNet, StackedLSTM, Transformer, check_stages
 from .block import check_block, check_causal, check_heads
-from .heads import ImageClassifier, LanguageModel, SequenceClassifier
+from .heads import ImageClassifier, LanguageModel, PairClassifier, SequenceClassifier
 
 # %% ../../nbs/nets/40_presets.ipynb #later
 LATER = {'left out': 'where it has its default'}
@@ -100,10 +100,11 @@ def build_model(config,          # one of the above; or its `dim`, `build(dims, 
     backbone = config.build(dims=len(spec.shape), causal=spec.head == 'language')
     if spec.head == 'language': return LanguageModel(backbone, spec.inputs, config.dim)
     if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.outputs, config.dim)
+    if spec.head == 'pair': return PairClassifier(backbone, spec.inputs, spec.outputs, config.dim)
     if spec.head == 'image':
         stem = config.stem(spec.inputs, len(spec.shape)) if hasattr(config, 'stem') else None
         return ImageClassifier(backbone, spec.inputs, spec.outputs, config.dim, stem)
-    raise ValueError(f'unknown head {spec.head!r}: expected image, sequence or language')
+    raise ValueError(f'unknown head {spec.head!r}: expected image, sequence, pair or language')
 
 # %% ../../nbs/nets/40_presets.ipynb #parameters
 def parameters(model: nn.Module) -> int:
