@@ -240,7 +240,7 @@ def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -
     "Train to the end, then measure the selected weights on the test split"
     try: trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
     except (AttributeError, KeyError, IndexError, TypeError) as e:
-        if not saved or own.curve.trainer is not None: raise            # not while the checkpoint was taken in
+        if not saved or own.begun: raise                                # not while the checkpoint was taken in
         why = f"{saved['path']} is no checkpoint of this run ({type(e).__name__}: {e})"
         raise ValueError(f'{why}: use another, or start anew without --resume') from e
     trainer.strategy.barrier()                                        # what the first process wrote is there
