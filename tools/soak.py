@@ -1,6 +1,6 @@
 """Train for a while in one process and see whether memory or open files grow: `make soak`, `make soak ARGS=5` for 5 minutes.
 
-Runs of three small recipes follow one another: each is trained, interrupted by its own evaluations, resumed to more
+Runs of four small recipes follow one another: each is trained, interrupted by its own evaluations, resumed to more
 steps, evaluated from its checkpoint and read back as a model, with worker processes now and then. Once a quarter of the
 time is over, everything has been loaded that will be; from there on, the median of the memory of the process has to
 stay within 3 % and the number of its open files may not grow.
@@ -72,9 +72,14 @@ def faults(samples: list[Sample]) -> list[str]:
 
 def training(folder: Path) -> Callable[[int], None]:
     "A run, and all that is done with one, of a recipe that changes from call to call."
-    from itnet.recipes.three_domains import RECIPES
+    from itnet.data.images import Digits
+    from itnet.data.text import SourceText
+    from itnet.nets.presets import ITNetConfig, LSTMConfig, ResNetConfig
+    from itnet.training.config import Recipe
     from itnet.training.recipe import evaluate, fit, load_model
-    recipes = [r for r in RECIPES if r.name.endswith(("/itnet", "/resnet", "/lstm"))]
+    small, text = ITNetConfig(dim=16, depth=1, heads=2, hidden=32), SourceText(context=64, batch_size=8, eval_bytes=2048)
+    recipes = [Recipe("digits/itnet", Digits(), small), Recipe("digits/resnet", Digits(), ResNetConfig(8, (1, 1))),
+               Recipe("text/itnet", text, small), Recipe("text/lstm", text, LSTMConfig(dim=16, depth=1))]
     def work(number: int) -> None:
         recipe = recipes[number % len(recipes)]
         train = replace(recipe.train, steps=24, eval_every=12, threads=1, device="cpu", seed=number % 2**32, workers=int(number % 5 == 4))
