@@ -1,6 +1,8 @@
 "Several processes that share each batch, by gloo: the numbers of one, whatever their number and what each keeps; workers; parts of a batch."
+import csv
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,7 +22,8 @@ from itnet.training.ledger import read_records
 from itnet.training.logs import read_rows
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train, fit
-from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
+import toy_itnet
+from test_runs import FORK, RECIPE, SLOW, SLOW_TESTS, ended, one_thread, only, when
 
 
 def free_port():
@@ -29,18 +32,34 @@ def free_port():
         return s.getsockname()[1]
 
 
-def member(rank, world, port, jobs):
-    "One of several processes, as torchrun starts it; each job is a recipe, its folder and perhaps a checkpoint."
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
+def torchrun(rank, world, port):
+    "What torchrun tells a process."
+    return dict(RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port, TORCHELASTIC_RUN_ID=1)
+
+
+def srun(rank, world, port):
+    "What srun tells a process, on one machine."
+    return dict(SLURM_JOB_ID=1, SLURM_JOB_NAME="train", SLURM_NTASKS=world, SLURM_NTASKS_PER_NODE=world, SLURM_NNODES=1, SLURM_NODELIST="127.0.0.1",
+                SLURM_NODEID=0, SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=port)
+
+
+def enter(rank, told):
+    "Become one of several processes."
+    os.environ.update({k: str(v) for k, v in told.items()})
     from lightning.pytorch.utilities import rank_zero_only
     rank_zero_only.rank = rank                                    # read from the environment at import, before the fork
+
+
+def member(rank, told, jobs):
+    "One of several processes; each job is a recipe, its folder and perhaps a checkpoint."
+    enter(rank, told)
     for job in jobs: run(*job)
 
 
-def start(world, *jobs):
+def start(world, *jobs, by=torchrun):
     port = free_port()
-    processes = [FORK.Process(target=member, args=(rank, world, port, jobs)) for rank in range(world)]
+    processes = [FORK.Process(target=member, args=(rank, by(rank, world, port), jobs)) for rank in range(world)]
     for p in processes: p.start()
     return processes
 
@@ -118,9 +137,8 @@ def alone(tmp_path_factory):
     return of
 
 
-FULL = "slow" in os.environ.get("NB_FLAGS", "")
 SHARED = [("image", 2, "ddp", 1), ("text", 2, "ddp", 3), ("image", 2, "fsdp", 3), ("sequence", 2, "fsdp", 1)]       # and text with fsdp below
-if FULL: SHARED = [*product(RECIPES, (2, 4), ("ddp", "fsdp"), (1, 3))]
+if SLOW_TESTS: SHARED = [*product(RECIPES, (2, 4), ("ddp", "fsdp"), (1, 3))]
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +150,7 @@ def shared(tmp_path_factory):
         if case not in folders:
             new = {c: tmp_path_factory.mktemp("-".join(map(str, c))) for c in SHARED if c[1] == world}
             processes = start(world, *((on(RECIPES[name], world, strategy=strategy, accumulate=parts), folder, None)
-                                       for (name, _, strategy, parts), folder in new.items()))
+                                       for (name, _, strategy, parts), folder in new.items()), by=srun)
             assert [ended(p, 150 * world) for p in processes] == [0] * world
             folders.update(new)
         return reached(folders[case])
@@ -155,7 +173,7 @@ def test_the_comparison_can_fail(tmp_path, alone):
     with pytest.raises(AssertionError): assert_same(outcome(replace(RECIPES["text"], optim=replace(FAST, lr=0.0101)), tmp_path), alone("text"))
 
 
-@pytest.mark.parametrize("begun, goes_on", [("fsdp", "fsdp"), *([("ddp", "fsdp"), ("fsdp", "ddp"), ("ddp", "ddp")] if FULL else [])])
+@pytest.mark.parametrize("begun, goes_on", [("fsdp", "fsdp"), *([("ddp", "fsdp"), ("fsdp", "ddp"), ("ddp", "ddp")] if SLOW_TESTS else [])])
 def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone, begun, goes_on):
     "Killed in the middle, all of them."
     processes = start(2, (on(RECIPES["text"], 2, strategy=begun), tmp_path, None))
@@ -177,7 +195,7 @@ def test_what_prepares_batches_and_what_is_computed_twice_changes_nothing(tmp_pa
     assert a.config_hash == b.config_hash
 
 
-@pytest.mark.skipif(not FULL, reason="needs a minute: NB_FLAGS=slow runs it")
+@pytest.mark.skipif(not SLOW_TESTS, reason="needs a minute: NB_FLAGS=slow runs it")
 @pytest.mark.parametrize("terms", [dict(compile=True), dict(compile=True, recompute=True)])
 def test_compiled_the_numbers_are_the_same_up_to_rounding(tmp_path, alone, terms):
     assert_same(outcome(RECIPES["image"], tmp_path, **terms), alone("image"))
