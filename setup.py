@@ -15,6 +15,13 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
+def extras(cfg: dict[str, str]) -> dict[str, list[str]]:
+    "What each extra brings: those of settings.ini, `all` of them that a user may want, and `dev`, which is everything."
+    found = {name: cfg[f"{name}_requirements"].split() for name in ("train", "hub", "lab", "gpu")}
+    found["all"] = list(dict.fromkeys(r for some in found.values() for r in some))
+    return found | {"dev": [*found["all"], *cfg["dev_requirements"].split()]}
+
+
 cfg = settings()
 readme = ROOT / "README.md"
 package = cfg["lib_path"]
@@ -41,7 +48,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": [*cfg["dev_requirements"].split(), *cfg["gpu_requirements"].split()], "gpu": cfg["gpu_requirements"].split()},
+    extras_require=extras(cfg),
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={package}._modidx:d"],  # nbdev finds a symbol's page through this

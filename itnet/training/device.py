@@ -92,6 +92,9 @@ _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.
 @contextmanager
 def settled(threads: int | None):
     "Threads as asked for, cuDNN's deterministic kernels, Lightning without advice; everything as before afterwards"
+    most = max(8, 2 * (cores := os.cpu_count() or 1))
+    if threads and threads > most:
+        raise ValueError(f'{threads} threads on {cores} processors get in each other\'s way: choose {most} at most')
     before, cudnn = torch.get_num_threads(), torch.backends.cudnn
     logs = [logging.getLogger(f'lightning.{part}') for part in ('pytorch', 'fabric')]
     state = [log.level for log in logs], cudnn.deterministic, cudnn.benchmark
