@@ -7,7 +7,7 @@ __all__ = ['Measure', 'per_axis', 'voronoi', 'safe_total', 'integrate', 'mean', 
 
 # %% ../../nbs/measure/00_measure.ipynb #imports
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -279,6 +279,18 @@ def union(cls: Measure,
 def safe_total(total: Tensor) -> Tensor:
     "A total mass to divide by: 1 where it is zero."
     return torch.where(total != 0, total, 1.)
+
+# %% ../../nbs/measure/00_measure.ipynb #backwards
+@patch
+def backwards(self: Measure) -> Measure:
+    "A line with its points in reversed order, at the same distances. ValueError for a grid of several axes."
+    if self.dims != 1: raise ValueError(f'points of {self.dims} coordinates have no order to be reversed')
+    if self.regular and self.weight is None and self.segments is None: return self
+    turned = lambda x: None if x is None else x.flip(1)
+    # segments are numbered in the order in which they come
+    segments = None if self.segments is None else -self.segments.flip(1)
+    points = None if self.points is None else -self.points.flip(1)
+    return replace(self, weight=turned(self.weight), points=points, segments=segments)
 
 # %% ../../nbs/measure/00_measure.ipynb #compiled
 # torch.compile follows these

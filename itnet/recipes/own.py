@@ -23,8 +23,8 @@ OWN = register(Recipe(
     optim=Optim(lr=4e-3, kappa_lr=1e-2, warmup=50), train=Train(steps=600, eval_every=150, threads=1)))
 
 OWN_IMAGES = register(Recipe(
-    'own-images/itnet', data=ImageFolder(size=64, batch_size=32, least=.35), model=ITNetImageConfig(),
-    optim=Optim(lr=2e-3, kappa_lr=1e-2, warmup=40), train=Train(steps=400, eval_every=100, threads=1)))
+    'own-images/itnet', data=ImageFolder(size=64, batch_size=32, least=.35), model=ITNetImageConfig(patch=4, taps=5),
+    optim=Optim(lr=2e-3, kappa_lr=1e-2, warmup=40), train=Train(steps=300, eval_every=100, threads=1)))
 
 # %% ../../nbs/recipes/07_own.ipynb #numbers
 _BOTH_FIELDS = ITNetConfig(dim=64, depth=2, hidden=128, extent=32, window=4)

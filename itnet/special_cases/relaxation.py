@@ -139,16 +139,8 @@ class Future(nn.Module):
         if integral.elsewhere:
             raise NotImplementedError('causality was freed, and a stream has no future: call the model on whole '
                                       'sequences, with use_cache=False')
-        m = integral.measure
-        turned = m if m.regular and m.weight is None else _backwards(m)
+        turned = integral.measure.backwards()
         return run(self.kernel(integral.kernel), turned, integral.v.flip(2)).flip(2) @ self.gain
-
-def _backwards(m: Measure) -> Measure:
-    "A line, read backwards."
-    weight = None if m.weight is None else m.weight.flip(1)
-    segments = None if m.segments is None else m.segments.flip(1)
-    if m.regular: return Measure.sequence(m.n, weight=weight, spacing=m.spacing[0], segments=segments)
-    return Measure.scattered(-m.points.flip(1), weight=weight, segments=None if segments is None else -segments)
 
 # %% ../../nbs/special_cases/80_relaxation.ipynb #relax
 _FREEDOMS = dict(zip(CONSTRAINTS, (PositionFactor, ContentFactor, Far, Future)))

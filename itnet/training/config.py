@@ -112,7 +112,7 @@ CONFIGURATIONS: dict[str, type] = {} # the classes that a checkpoint may name, a
 CONFIG_MODULES = ('itnet.data.folder', 'itnet.data.imagenet', 'itnet.data.images', 'itnet.data.lra',
                   'itnet.data.recall', 'itnet.data.line', 'itnet.data.pathfinder', 'itnet.data.text',
                   'itnet.data.tokens', 'itnet.data.table', 'itnet.data.series', 'itnet.data.signals',
-                  'itnet.nets.presets', 'itnet.nets.image_presets', 'itnet.nets.hub_images')
+                  'itnet.nets.mixers', 'itnet.nets.presets', 'itnet.nets.image_presets', 'itnet.nets.hub_images')
 
 def register_config(cls: type) -> type:
     "Decorator of a dataclass of data or of a model: checkpoints may name it. ValueError for anything else."
