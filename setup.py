@@ -1,4 +1,5 @@
 """Packaging for ITNet: everything is read from `settings.ini`, so that notebooks and package share one description."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -13,6 +14,21 @@ def settings() -> dict[str, str]:
     parser = ConfigParser(delimiters=["="])
     parser.read(ROOT / "settings.ini", encoding="utf-8")
     return dict(parser["DEFAULT"])
+
+
+def absolute(text: str, cfg: dict[str, str]) -> str:
+    "README as an index of packages shows it: links to notebooks lead to the site, others and pictures to the repository."
+    site, repository = f"{cfg['doc_host'].rstrip('/')}/{cfg['doc_baseurl'].strip('/')}", cfg["git_url"].rstrip("/")
+
+    def link(match: re.Match) -> str:
+        before, url = match.groups()
+        if re.match(r"[a-z][a-z0-9+.-]*:|#", url, re.I): return match[0]
+        if before.startswith("!"): return f"{before}{repository}/raw/{cfg['branch']}/{url}"
+        page = re.fullmatch(rf"{cfg['nbs_path']}/(?:(.*)/)?(?:\d+[a-zA-Z0-9]*_)?([^/]+)\.ipynb", url)
+        if page is None: return f"{before}{repository}/blob/{cfg['branch']}/{url}"
+        return f"{before}{site}/{page[1] + '/' if page[1] else ''}{page[2].lower()}.html"
+
+    return re.sub(r"(!?\[[^\]]*\]\()([^)\s]+)", link, text)
 
 
 def extras(cfg: dict[str, str]) -> dict[str, list[str]]:
@@ -30,7 +46,7 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description=absolute(readme.read_text(encoding="utf-8"), cfg) if readme.exists() else "",
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],

@@ -176,6 +176,13 @@ def test_no_machine_paths():
     assert not found, "\n".join(found)
 
 
+def test_readme_is_one_screen():
+    "What, for whom, how, one table, where to go: the rest is in pages."
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 100 and len(text) < 9000, (len(text.splitlines()), len(text))
+    assert text.count("```python") == 1 and text.count("ms a step") == 1
+
+
 def test_readme_links_work_in_the_checkout():
     text = re.sub(r"^```.*?^```", "", (ROOT / "README.md").read_text(), flags=re.S | re.M)
     links = re.findall(r"\]\(([^)\s]+)", text) + re.findall(r'\b(?:src|href)="([^"]+)"', text)
