@@ -396,19 +396,17 @@ def test_a_recipe_in_a_file(itnet, own, tmp_path):
     assert "| signs | line | accuracy ↑ |" in itnet("results")[1]
 
 
-def test_a_checkpoint_of_a_recipe_in_a_file(own, tmp_path):
+def test_a_checkpoint_of_a_recipe_in_a_file(itnet, own, tmp_path):
     "Another process reads it, when it is given the file, from another folder and from Python, too."
-    run = lambda *words, cwd=tmp_path: subprocess.run([sys.executable, "-c", "import sys; from itnet.cli import main; sys.exit(main())", *words],
-                                                      cwd=cwd, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
-    assert run("train", f"{own}:signs/wide", "--quiet").returncode == 0
+    assert itnet("train", f"{own}:signs/wide", "--quiet")[0] == 0
     checkpoint = str(tmp_path / only(tmp_path, "runs/signs-wide-s0-*"))
-    done = run("eval", checkpoint, "--recipe", "~/own_signs.py:signs/wide", cwd=own.parent)
-    assert done.returncode == 0 and "test accuracy " in done.stdout, done.stderr
-    without = run("eval", checkpoint)
-    assert without.returncode == 1 and "own_signs:" in without.stderr and "Traceback" not in without.stderr
-    code = (f"import itnet\nfrom itnet.recipes.find import load_file\nload_file({str(own)!r})\n"
-            f"print(itnet.load_model({checkpoint!r})[0].out_features)")
-    done = subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True)
+    def python(code, cwd): return subprocess.run([sys.executable, "-c", code], cwd=cwd, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
+    words = ["eval", checkpoint], ["eval", checkpoint, "--recipe", "~/own_signs.py:signs/wide"]
+    done = python(f"from itnet.cli import main; print(*[main(words) for words in {words!r}])", own.parent)
+    assert done.stdout.splitlines()[-1] == "1 0" and done.stdout.count("test accuracy ") == 1, done.stderr
+    assert "own_signs:" in done.stderr and "Traceback" not in done.stderr
+    done = python(f"import itnet\nfrom itnet.recipes.find import load_file\nload_file({str(own)!r})\n"
+                  f"print(itnet.load_model({checkpoint!r})[0].out_features)", tmp_path)
     assert done.stdout == "32\n", done.stderr
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 from itnet.data.columns import Columns
 from itnet.data.images import Cifar10, Digits
 from itnet.data.lra import ListOps, decode, value_of_text
-from itnet.data.source import cached
+from itnet.data.cache import cached
 from itnet.data.text import SourceText, Text
 
 

@@ -20,7 +20,7 @@ def errors(case, data) -> dict[str, float]:
 
 
 @CASES
-@settings(max_examples=60, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_equal(case, data):
     found = errors(case, data)

@@ -7,29 +7,12 @@ __all__ = ['make_shards', 'read_shards']
 
 # %% ../../nbs/data/16_shards.ipynb #imports
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 import numpy as np
-import platformdirs
+from .cache import cache_folder, whole_file
 from .source import checksum
-
-# %% ../../nbs/data/16_shards.ipynb #write
-def _write_whole(file: Path, content: bytes) -> None:
-    "Write a file that takes its place when it is complete; none is left where that fails."
-    with tempfile.NamedTemporaryFile(dir=file.parent, suffix='.part', delete=False) as f: part = Path(f.name)
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    except BaseException:
-        with suppress(OSError): part.unlink()
-        raise
-
-def _array(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
-    return np.frombuffer(content, np.uint8).reshape(shape)
 
 # %% ../../nbs/data/16_shards.ipynb #make
 def _results(make: Callable[[int], np.ndarray], missing: list[int], jobs: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -45,7 +28,6 @@ def make_shards(folder: Path, # of the set
                 jobs: int = 1, # processes
     ) -> None:
     "Make the shards that are missing, then the list of checksums. OSError, and nothing of this call, on a full disk."
-    folder.mkdir(parents=True, exist_ok=True)
     files = [folder/f'{i:05}.bin' for i in range(len(shapes))]
     sizes = [int(np.prod(shape)) for shape in shapes]
     missing = [i for i, f in enumerate(files) if not (f.is_file() and f.stat().st_size == sizes[i])]
@@ -55,9 +37,9 @@ def make_shards(folder: Path, # of the set
             if array.shape != shapes[i] or array.dtype != np.uint8:
                 raise ValueError(f'shard {i} is {array.dtype} {array.shape}, expected uint8 {shapes[i]}')
             done.append(files[i])
-            _write_whole(files[i], array.tobytes())
+            with whole_file(files[i]) as f: f.write(array.tobytes())
         sums = {f.name: checksum(f.read_bytes()) for f in files}
-        _write_whole(folder/'checksums.json', json.dumps(sums, indent=1).encode())
+        with whole_file(folder/'checksums.json') as f: f.write(json.dumps(sums, indent=1).encode())
     except OSError as e:
         for f in done: f.unlink(missing_ok=True)
         raise OSError(e.errno, f'{folder}: the set could not be written ({e.strerror}); what was made now is removed: '
@@ -70,7 +52,7 @@ def read_shards(key: str, # name of the set: must determine the content
                 jobs: int = 1, # processes that make what is missing
     ) -> np.ndarray: # all shards, joined along their first axis
     "A set from the cache folder, made on first use. ValueError, naming it, for a file that is not what was written."
-    folder = Path(os.environ.get('ITNET_CACHE') or platformdirs.user_cache_dir('itnet'))/key
+    folder = cache_folder()/key
     listed = folder/'checksums.json'
     if not listed.is_file(): make_shards(folder, make, shapes, jobs)
     parts = []
@@ -79,5 +61,5 @@ def read_shards(key: str, # name of the set: must determine the content
         if checksum(content) != sha:
             raise ValueError(f'{folder/name} is truncated or altered: its checksum is not that of checksums.json; '
                              f'delete {folder} and it is made again')
-        parts.append(_array(content, shape))
+        parts.append(np.frombuffer(content, np.uint8).reshape(shape))
     return np.concatenate(parts)

@@ -65,7 +65,7 @@ def absolute_error(scale: float = 1. # what targets were divided by: the error i
     return Metric('mae', partial(_make_absolute_error, scale), False)
 
 # %% ../../nbs/data/05_spec.ipynb #spec
-HEADS = ('image', 'sequence', 'language', # one answer for a picture or for tokens, or the next token
+HEADS = ('image', 'sequence', 'pair', 'language', # one answer for a picture, for tokens or two texts, or the next token
          'series', 'table', 'forecast') # one answer for numbers along a line, or for a row; what comes next
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ def check_shares(owner: Data) -> None:
 
 def split_rows(target: Target, validation: float, test: float, # shares
                seed: int) -> dict[str, Tensor]: # indices
-    "TableRows of train, validation and test. ValueError where one gets none."
+    "Numbers of the rows of train, validation and test. ValueError where one gets none."
     labels = target.values if target.classes else torch.zeros(len(target.values), dtype=torch.long)
     return stratified_split(labels, {'validation': validation, 'test': test}, seed=seed)
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .source import cached, check_integers, checksum
+from .cache import cached
+from .source import check_integers, checksum
 from .spec import Spec, perplexity
 from .text import split_texts
 from .tokenizer import TextData, Tokenizer, check_vocabulary, read_tokenizer, train_tokenizer

@@ -17,15 +17,21 @@ from ..training.runs import run_all
 
 # %% ../../nbs/experiments/18_lra.ipynb #run
 def _checked(scale: str, tasks: tuple[str, ...], models: tuple[str, ...], seeds: int) -> None:
-    "ValueError for a word that is not known, naming those that are, or for no seed."
+    "ValueError for a word that is not known, naming those that are, for no seed, or for nothing to run."
     for what, words, known in (('scale', (scale,), SCALES), ('task', tasks, DATA), ('model', models, MODELS)):
         for word in words:
             if word not in known: raise ValueError(f'{what} {word!r} is unknown: choose from {", ".join(known)}')
     if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
+    if not _at_scale(scale, tasks, models):
+        raise ValueError(f'none of {", ".join(models)} takes part in {", ".join(tasks)} at scale {scale}')
+
+def _at_scale(scale: str, tasks: tuple[str, ...] = tuple(DATA), models: tuple[str, ...] = MODELS) -> list[tuple]:
+    "The recipes that there are, task by task."
+    return [key for task in tasks for model in models if (key := (task, scale, model)) in LONG_RANGE]
 
 def lra(scale: str = 'small',                  # smoke, small or full
-        tasks: tuple[str, ...] = tuple(DATA),  # of recall, copy, listops
-        models: tuple[str, ...] = MODELS,      # of itnet, transformer, lstm
+        tasks: tuple[str, ...] = tuple(DATA),  # of recall, copy, listops, text, image, pathfinder, pathx, retrieval
+        models: tuple[str, ...] = MODELS,      # see the recipes
         seeds: int = 2,                        # runs of each, with seeds 0, 1, …
         out: str = 'runs/lra',                 # folder for checkpoints and logs
         results: str = 'results/lra',          # folder for the records
@@ -34,12 +40,14 @@ def lra(scale: str = 'small',                  # smoke, small or full
        ) -> str:                               # the table, as Markdown
     "Train the recipes that have no record yet, and say what came of all. ValueError for an unknown word."
     _checked(scale, tasks, models, seeds)
-    recipes = [LONG_RANGE[task, scale, model].seeded(seed)
-               for task in tasks for model in models for seed in range(seeds)]
+    recipes = [LONG_RANGE[key].seeded(seed) for key in _at_scale(scale, tasks, models) for seed in range(seeds)]
     return lra_table(run_all(recipes, out, results, True, quiet, usable_cores() if jobs is None else jobs), scale)
 
 # %% ../../nbs/experiments/18_lra.ipynb #published
-PUBLISHED = {'recall': '–', 'copy': '–', 'listops': "S4 59.5 (its authors' repository)"}
+PUBLISHED = {                                        # Transformer, S4
+    'recall': ('–', '–'), 'copy': ('–', '–'), 'listops': ('36.37', '59.5'), 'text': ('64.27', '86.5'),
+    'image': ('42.44', '88.5'), 'pathfinder': ('71.40', '94.0'), 'pathx': ('✗', '96.0'),
+    'retrieval': ('57.46', '91.0')}
 
 def _cells(records: list[Record]) -> list[str]:
     "Test accuracy, seeds, parameters and minutes of the runs of a recipe."
@@ -53,12 +61,15 @@ def lra_table(records: list[Record],     # runs; those of other recipes are left
               scale: str = 'small'       # of SCALES
              ) -> str:
     "Accuracy in per cent, published for the whole task and ours at a scale, as Markdown."
-    hashes = {key: config_hash(recipe.to_dict()) for key, recipe in LONG_RANGE.items() if key[1] == scale}
+    keys = _at_scale(scale)
+    keys = _at_scale(scale)
+    hashes = {key: config_hash(LONG_RANGE[key].to_dict()) for key in keys}
     done = [record for record in records if record.status == 'finished']
-    rows = [[task, PUBLISHED[task], model, *_cells([r for r in done if r.config_hash == hashes[task, scale, model]])]
-            for task in DATA for model in MODELS]
-    head = ['task', 'published, whole task', 'model', f'ours, {scale}', 'seeds', 'parameters', 'minutes']
-    return markdown_table(head, rows, 'lll')
+    rows = [[key[0], *PUBLISHED[key[0]], key[2], *_cells([r for r in done if r.config_hash == hashes[key]])]
+            for key in keys]
+    head = ['task', 'Transformer, published', 'S4, published', 'network', f'ours, {scale}', 'seeds', 'parameters',
+            'minutes']
+    return markdown_table(head, rows, 'lrrl')
 
 # %% ../../nbs/experiments/18_lra.ipynb #plot
 def plot_lra(records: list[Record]) -> Figure:
@@ -67,11 +78,11 @@ def plot_lra(records: list[Record]) -> Figure:
     if not tasks: raise ValueError('there is no run of these tasks')
     fig, axes = plt.subplots(1, len(tasks), figsize=(3*len(tasks), 2.6), squeeze=False)
     for ax, task in zip(axes[0], tasks):
-        for color, model in zip(('C0', 'C1', 'C2'), MODELS):
+        for i, model in enumerate(MODELS):
             runs = [r for r in records if r.name.startswith(f'lra-{task}-') and r.name.endswith(f'/{model}')]
-            for i, run in enumerate(runs):
+            for n, run in enumerate(runs):
                 steps, values = zip(*((entry['step'], entry['accuracy']) for entry in run.curve))
-                ax.plot(steps, values, color=color, lw=1.2, label=None if i else model)
+                ax.plot(steps, values, color=f'C{i}', lw=1.2, label=None if n else model)
         ax.set(title=task, xlabel='step')
         ax.legend(fontsize=7)
     fig.tight_layout()

@@ -20,11 +20,23 @@ def _by_interpreter(fn: Callable):
     from triton.runtime.interpreter import InterpretedFunction
     return InterpretedFunction(fn)
 
+@cache
+def _languages(fn: Callable) -> set[str]:
+    "Which modules of Triton's language a function sees."
+    return {module.__name__ for module in (tl, tl.core) if any(value is module for value in fn.__globals__.values())}
+
 @contextmanager
 def _interpreting() -> Iterator[None]:
     "Functions that a kernel calls are interpreted, Triton's own included; afterwards they compile again."
-    call, core = JITFunction.__call__, dict(vars(tl.core))
-    JITFunction.__call__ = lambda self, *args, **kwargs: _by_interpreter(self.fn)(*args, **kwargs)
+    call, core, replaced = JITFunction.__call__, dict(vars(tl.core)), set()
+
+    def interpret(self, *args, **kwargs):
+        function, languages = _by_interpreter(self.fn), _languages(self.fn)
+        if languages <= replaced: return function.rewrite()(*args, **kwargs)     # once a launch: it takes milliseconds
+        replaced.update(languages)
+        return function(*args, **kwargs)
+
+    JITFunction.__call__ = interpret
     try: yield
     finally:
         JITFunction.__call__ = call

@@ -13,7 +13,7 @@ from ..data.spec import HEADS
 from .backbone import ITNet
 from .baselines import ResNet, StackedLSTM, Transformer, check_stages
 from .block import check_block, check_causal, check_heads
-from .heads import ImageClassifier, LanguageModel, SequenceClassifier
+from .heads import ImageClassifier, LanguageModel, PairClassifier, SequenceClassifier
 from .numbers import Forecaster, SeriesModel, TableModel
 
 # %% ../../nbs/nets/40_presets.ipynb #later
@@ -102,6 +102,7 @@ def build_model(config,          # one of the above; or its `dim`, `build(dims, 
     backbone = config.build(dims=len(spec.shape), causal=spec.head == 'language')
     if spec.head == 'language': return LanguageModel(backbone, spec.inputs, config.dim)
     if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.outputs, config.dim)
+    if spec.head == 'pair': return PairClassifier(backbone, spec.inputs, spec.outputs, config.dim)
     if spec.head == 'table': return TableModel(backbone, spec.inputs, spec.outputs, config.dim)
     if spec.head == 'forecast': return Forecaster(backbone, spec.inputs, spec.outputs, spec.horizon, config.dim)
     if spec.head not in ('image', 'series'):

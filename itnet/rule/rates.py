@@ -15,8 +15,8 @@ import re
 import warnings
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-import platformdirs
 import torch
+from ..data.cache import cache_folder
 from .base import RULES
 
 # %% ../../nbs/rule/70_rates.ipynb #rate
@@ -70,9 +70,8 @@ def device_name(device: str | torch.device = 'cpu') -> str:
 
 def cache_file(device: str | torch.device = 'cpu') -> Path:
     "Where the rates of a device are kept: in $ITNET_CACHE, else in the user's cache folder."
-    folder = os.environ.get('ITNET_CACHE') or platformdirs.user_cache_dir('itnet')
     name = f'{device_name(device)} {torch.get_num_threads()} threads torch {torch.__version__}'.lower()
-    return Path(folder).expanduser() / ('rates-' + re.sub(r'[^a-z0-9.+]+', '-', name) + '.json')
+    return cache_folder() / ('rates-' + re.sub(r'[^a-z0-9.+]+', '-', name) + '.json')
 
 # %% ../../nbs/rule/70_rates.ipynb #save
 _FORMAT = 'itnet rates 1'
