@@ -32,9 +32,8 @@ class Shown:
 # %% ../../nbs/atlas/30_look.ipynb #text
 _SIGNS = {' ': '␣', '\n': '⏎', '\t': '⇥'}      # characters that cannot be seen
 
-def text_input(data: TextData, text: str) -> Shown:
-    "A text as tokens."
-    tokens = encoded(data.tokenizer, text)
+def text_input(data: TextData, tokens: Tensor) -> Shown:                            # (N,) long
+    "Tokens, and what stands for each of them."
     names = [data.tokenizer.tokens[i].decode(errors='replace') for i in tokens.tolist()]
     return Shown((tokens[None],), [''.join(_SIGNS.get(c, c) for c in name) for name in names])
 
@@ -52,7 +51,7 @@ def example_input(data: Data, number: int) -> Shown:
     if head == 'image': return Shown(inputs, image=_from_zero(x[0]))
     if head == 'table': return Shown(inputs, labels=list(data.columns))
     if head in ('series', 'forecast'): return Shown(inputs, curve=x[0, :, 0])
-    if isinstance(data, TextData): return text_input(data, data.tokenizer.decode(x[0]).decode(errors='replace'))
+    if isinstance(data, TextData): return text_input(data, x[0].long())
     return Shown(inputs, labels=[str(i) for i in x[0].tolist()] if x.shape[1] <= 80 else None)
 
 # %% ../../nbs/atlas/30_look.ipynb #read-input
@@ -60,7 +59,7 @@ def read_input(data: Data,
                given: str                # a text, a picture file, or the number of an example of the test split
               ) -> Shown:
     "An input of the command line as the model's. ValueError, saying what would do, for one that it cannot read."
-    if isinstance(data, TextData) and not given.isdigit(): return text_input(data, given)
+    if isinstance(data, TextData) and not given.isdigit(): return text_input(data, encoded(data.tokenizer, given))
     if isinstance(data, ImageFolder) and Path(given).expanduser().is_file():
         x = Photographs([Path(given).expanduser()], torch.zeros(1).long(), data.size).batch(torch.zeros(1).long())['x']
         return Shown((x,), image=_from_zero(x[0]))
@@ -76,7 +75,7 @@ def answer(data: Data, prediction: Tensor            # of one example, (1, …)
     "What a model says, in a few words."
     head, y = data.spec.head, prediction[0].float()
     if head == 'forecast': return f'forecast of {len(y)} steps'
-    if y.is_floating_point() and data.spec.outputs == 1: return f'{y.item():.2f} standard deviations'
+    if data.spec.outputs == 1: return f'{y.item():.2f} standard deviations'
     p = (y[-1] if head == 'language' else y).softmax(-1)
     best = int(p.argmax())
     if head == 'language':
