@@ -117,14 +117,14 @@ def _takes_list(action) -> bool:
 def _in_brackets(value: str) -> str:
     return value if value.startswith(('[', '(', '{')) or value == 'null' else f'[{value}]'
 
-_WORDS_OF_TYPES = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false', 'str': 'text', 'NoneType': 'null',
+_SPOKEN = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false', 'str': 'text', 'NoneType': 'null',
           'list': 'a list, such as 1,2', 'tuple': 'a list, such as 1,2', 'dict': 'fields'}
 
 def worded(
     message: str    # what jsonargparse says
 ) -> str:           # one line
     "An error of the parser without the names of types."
-    kinds = lambda found: ' or '.join(dict.fromkeys(_WORDS_OF_TYPES.get(k, k) for k in re.findall(r"<class '(\w+)'>", found)))
+    kinds = lambda found: ' or '.join(dict.fromkeys(_SPOKEN.get(k, k) for k in re.findall(r"<class '(\w+)'>", found)))
     message = re.sub(r'^Parser key "([^"]+)": ', r'--\1: ', ' '.join(message.split()))
     union = re.match(r'(--\S+: ).*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', message)
     if union: return f'{union[1]}expected {kinds(union[2])}, got {union[3]}'
