@@ -258,6 +258,7 @@ _BENCHMARKS = {
     'far-field': ('far_field', 'bench_far_field', (), 'the far field with other kernels, trained at equal size'),
     'images': ('images_speed', 'bench_images', (), 'throughput and memory at 224 and 384 pixels, beside ResNet-50'),
     'decode': ('decoding', 'bench_decode', (), 'time and memory of one more token, beside attention with a cache'),
+    'lengths': ('lengths', 'bench_lengths', (), 'language models in longer contexts than they were trained in'),
     'rules': ('rule_scaling', 'bench_rules', ('save',),
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
     'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv, beside unfused FFTs'),

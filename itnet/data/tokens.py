@@ -6,18 +6,18 @@
 __all__ = ['WikiText']
 
 # %% ../../nbs/data/22_tokens.ipynb #imports
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .cache import cached
-from .source import check_integers, checksum
+from .source import LATER, check_integers, checksum
 from .spec import Spec, perplexity
 from .text import split_texts
 from .tokenizer import TextData, Tokenizer, check_vocabulary, read_tokenizer, train_tokenizer
-from .windows import Units, Windows, check_stride, count_units, windows_of
+from .windows import Units, Windows, check_stride, count_units, document_numbers, windows_of
 
 # %% ../../nbs/data/22_tokens.ipynb #corpus
 @lru_cache(maxsize=2)
@@ -51,12 +51,15 @@ class WikiText(TextData):
     stride: int | None = None # tokens that each window of an evaluation scores, its last; None: all of them
     path: str | None = None # text of one's own, see `own_text`, or a folder with {split}.parquet of the three splits
     revision: str | None = None # full commit hash on the hub instead of the pinned one
-    tokenizer_file: str | None = None # JSON of a tokeniser, such as another run's, instead of learning one
+    tokenizer_file: str | None = None # JSON of a tokeniser, such as another run's, or gpt2, instead of learning one
+    # regular expression of the first line of a document, which sees no other one then; None: one text
+    documents: str | None = field(default=None, metadata=LATER)
     def __post_init__(self):
         check_vocabulary(self.vocabulary)
         check_integers(self, 'context', 'batch_size')
         check_integers(self, 'eval_tokens', least=self.context)
         check_stride(self)
+        if self.documents is not None: document_numbers(b'', torch.zeros(0, dtype=torch.long), self.documents)
 
 @patch(as_prop=True)
 def spec(self: WikiText) -> Spec:
@@ -77,7 +80,11 @@ def tokenizer(self: WikiText) -> Tokenizer:
 def splits(self: WikiText) -> dict[str, Windows]:
     "The data sets train, validation and test. Raises `DataNotFound`, or ValueError where the context is too long."
     corpus, units = _token_corpus(self.name, self.path, self.revision, self.tokenizer)
-    return windows_of(corpus, self.context, self.eval_tokens, self.stride, units)
+    documents = None
+    if self.documents is not None:
+        texts, lengths = split_texts(self.name, self.path, self.revision), self.tokenizer.lengths
+        documents = {s: document_numbers(texts[s], lengths[ids.long()], self.documents) for s, ids in corpus.items()}
+    return windows_of(corpus, self.context, self.eval_tokens, self.stride, units, documents)
 
 @patch
 def checksums(self: WikiText) -> dict[str, str]:

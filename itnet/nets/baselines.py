@@ -10,6 +10,7 @@ __all__ = ['check_plain', 'RotaryAttention', 'TransformerBlock', 'Transformer', 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from ..data.source import check_sizes
@@ -20,9 +21,11 @@ from .pointwise import SwiGLU
 from .backbone import scale_residuals
 
 # %% ../../nbs/nets/30_baselines.ipynb #plain
-def check_plain(model: nn.Module, measure: Measure) -> None:
+def check_plain(model: nn.Module, measure: Measure,
+                segments: bool = False           # whether it knows what to do with them
+               ) -> None:
     "ValueError for segments, periodic axes or scattered points, which the specialists cannot take into account."
-    found = {'segments': measure.segments is not None, 'periodic axes': any(measure.periodic),
+    found = {'segments': measure.segments is not None and not segments, 'periodic axes': any(measure.periodic),
              'scattered points': not measure.regular}
     if any(found.values()):
         what = next(name for name, there in found.items() if there)
@@ -45,12 +48,19 @@ class RotaryAttention(nn.Module):
 
     def forward(self, u: Tensor, measure: Measure) -> Tensor:
         q, k, v = (split_heads(x, self.heads) for x in self.qkv(u, measure).chunk(3, -1))
-        mask = None if measure.mask is None else measure.mask.flatten(1)[:, None, None]
-        if mask is not None and self.causal:
-            mask = mask & torch.ones(measure.n, measure.n, dtype=torch.bool, device=u.device).tril()
+        mask = self.seen(measure, u.device)
         y = F.scaled_dot_product_attention(rotary(q, measure), rotary(k, measure), v, attn_mask=mask,
                                            is_causal=self.causal and mask is None)
         return self.out(merge_heads(y, measure.shape))
+
+@patch
+def seen(self: RotaryAttention, measure: Measure, device: torch.device) -> Tensor | None:
+    "Which inputs each output sees, (B, 1, N|1, N), where that is not all or all before it; None where it is."
+    if measure.mask is None and measure.segments is None: return None
+    mask = torch.ones(1, 1, 1, measure.n, dtype=torch.bool, device=device)
+    if measure.mask is not None: mask = mask & measure.mask.flatten(1)[:, None, None]
+    if (s := measure.segments) is not None: mask = mask & (s[:, None, :, None] == s[:, None, None])
+    return mask & torch.ones(measure.n, measure.n, dtype=torch.bool, device=device).tril() if self.causal else mask
 
 # %% ../../nbs/nets/30_baselines.ipynb #transformer
 class TransformerBlock(nn.Module):
@@ -79,7 +89,7 @@ class Transformer(nn.Module):
         scale_residuals(self.blocks, depth)
 
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:
-        check_plain(self, measure)
+        check_plain(self, measure, segments=True)
         for block in self.blocks: u = block(u, measure)
         return self.norm(u), measure
 

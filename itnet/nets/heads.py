@@ -14,15 +14,16 @@ from ..data.source import check_sizes
 from ..measure.measure import Measure, mean
 
 # %% ../../nbs/nets/20_heads.ipynb #check
-def _check_tokens(x: Tensor, mask: Tensor | None, vocab: int) -> None:
-    "ValueError unless x (B, N) holds token numbers below `vocab` and the mask fits."
+def _check_tokens(x: Tensor, vocab: int, **same: Tensor | None) -> None:
+    "ValueError unless x (B, N) holds token numbers below `vocab`, and what else there is for each token fits."
     if x.ndim != 2 or x.is_floating_point() or x.is_complex():
         raise ValueError(f'tokens of shape {tuple(x.shape)} and dtype {x.dtype}: expected integers (B, N)')
     look = x.numel() and x.device.type == 'cpu' and not torch.compiler.is_compiling()       # a graph cannot ask
     if look and not (0 <= int(x.min()) and int(x.max()) < vocab):
         raise ValueError(f'token numbers from {int(x.min())} to {int(x.max())}: the vocabulary has 0 to {vocab - 1}')
-    if mask is not None and mask.shape != x.shape:
-        raise ValueError(f'mask of shape {tuple(mask.shape)} does not fit tokens of shape {tuple(x.shape)}')
+    for name, t in same.items():
+        if t is not None and t.shape != x.shape:
+            raise ValueError(f'{name} of shape {tuple(t.shape)} does not fit tokens of shape {tuple(x.shape)}')
 
 # %% ../../nbs/nets/20_heads.ipynb #look-up
 def _look_up(table: Tensor, x: Tensor) -> Tensor:                                       # (V, D), (B, N) -> (B, N, D)
@@ -44,7 +45,7 @@ class SequenceClassifier(nn.Module):
                 x: Tensor,                        # (B, N) token numbers
                 mask: Tensor | None = None        # (B, N) bool, True at real tokens
                ) -> Tensor:                       # (B, classes)
-        _check_tokens(x, mask, self.vocab)
+        _check_tokens(x, self.vocab, mask=mask)
         u, measure = self.backbone(_look_up(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
         return self.out(mean(u, measure))
 
@@ -82,10 +83,12 @@ class LanguageModel(nn.Module):
 
     def forward(self,
                 x: Tensor,                        # (B, N)
-                mask: Tensor | None = None        # (B, N) bool
+                mask: Tensor | None = None,       # (B, N) bool
+                segments: Tensor | None = None    # (B, N) integers: tokens of another document are not seen
                ) -> Tensor:                       # (B, N, vocab)
-        _check_tokens(x, mask, self.vocab)
-        u, _ = self.backbone(_look_up(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
+        _check_tokens(x, self.vocab, mask=mask, segments=segments)
+        measure = Measure.sequence(x.shape[1], mask, segments=segments)
+        u, _ = self.backbone(_look_up(self.embed.weight, x), measure)
         return F.linear(u, self.embed.weight)
 
 # %% ../../nbs/nets/20_heads.ipynb #image

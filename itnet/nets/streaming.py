@@ -159,7 +159,7 @@ class Stream:
                ) -> Tensor:                                   # (B, V)
         "Take in a prompt by the parallel forward pass. ValueError for an empty one, or a stream that has begun."
         if self.n: raise ValueError(f'the stream has begun, {self.n} tokens ago: take a new one for another prompt')
-        _check_tokens(tokens, mask, self.model.vocab)
+        _check_tokens(tokens, self.model.vocab, mask=mask)
         if not tokens.numel(): raise ValueError('the prompt is empty: give at least one token')
         if mask is not None: check_padding(mask)
         u, measure = _look_up(self.model.embed.weight, tokens), Measure.sequence(tokens.shape[1], mask)
@@ -173,7 +173,7 @@ class Stream:
         if not self.n: raise ValueError('the stream has not begun: give it a prompt with prefill')
         if tokens.shape != (self.batch,):
             raise ValueError(f'tokens of shape {tuple(tokens.shape)}: expected one for each text, ({self.batch},)')
-        _check_tokens(tokens[:, None], None, self.model.vocab)
+        _check_tokens(tokens[:, None], self.model.vocab)
         u = _look_up(self.model.embed.weight, tokens[:, None])
         for block in self.blocks: u = block.step(u)
         self.n += 1

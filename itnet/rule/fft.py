@@ -71,7 +71,11 @@ def with_factors(run: Callable,                # v (B, H, N, d), its factors and
         return None if x is None else turn(rows.take(turn(x.expand(len(v), -1, measure.n, -1))))
     f = inner.factors(measure, left, right, lag_box(rows.measure, inner.structure.support))
     w = weights_to_sum(kernel, rows.measure).weight.to(v.dtype)[:, None, :, None]
-    f = Factors(take(f.phi), f.kappa, w if f.psi is None else take(f.psi) * w, f.box)
+    phi = take(f.phi)
+    if inner is not kernel:                    # nobody reads the rows that fill up a shorter segment
+        real = rows.real[:, None, :, None].to(v.dtype)
+        phi = real if phi is None else torch.where(real != 0, phi, 0.)
+    f = Factors(phi, f.kappa, w if f.psi is None else take(f.psi) * w, f.box)
     return turn(rows.put(turn(run(take(v), f, rows.measure)), turn(v)))
 
 # %% ../../nbs/rule/30_fft.ipynb #mean

@@ -80,7 +80,8 @@ def command() -> str:
     words = iter(sys.argv)
     def kept(word): return word.partition('=')[0] not in _DESTINATIONS or '=' not in word and not next(words, 1)
     argv = [Path(a).name if Path(a).is_absolute() else a for a in words if kept(a)]
-    argv = [re.sub(r'=(/\S+)$', lambda m: '=' + Path(m[1]).name, a) for a in argv]
+    # within a word, a path begins where no other one goes on
+    argv = [re.sub(r'(?<![^\s="\'\[(,])/(?:[^\s"\',/]+/)*(?=[^\s"\',/])', '', a) for a in argv]
     return shlex.join(['itnet', *argv[1:]]) if argv and argv[0] in ('itnet', 'cli.py', '__main__.py') else 'python'
 
 _DESTINATIONS = ('--out', '--results')

@@ -39,7 +39,8 @@ class Task(L.LightningModule):
         self.part, self.counted, self.rows, self.step_loss = 0., 0, 0, None      # of the parts of a step; of the last
 
     def forward(self, batch: dict) -> Tensor:
-        return self.model(batch['x'], batch['mask']) if batch.get('mask') is not None else self.model(batch['x'])
+        of_points = {k: batch[k] for k in ('mask', 'segments') if batch.get(k) is not None}
+        return self.model(batch['x'], **of_points)
 
     def configure_optimizers(self):
         scaled = self._trainer is not None and str(self.trainer.precision).startswith('16')
