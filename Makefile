@@ -17,11 +17,11 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lab docs coverage mutants clean
+.PHONY: help install demo test lab docs coverage mutants soak clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-9s %s\n' "$$t" "$$d"; done
-	@echo '  ARGS="..." is passed on by demo, test, lab and mutants; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
+	@echo '  ARGS="..." is passed on by demo, test, lab, mutants and soak; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
 
 # The stamp is the last thing written, so an installation that fails or is interrupted is done again.
 $(STAMP): settings.ini setup.py pyproject.toml constraints.txt
@@ -54,6 +54,9 @@ coverage: $(STAMP)  ## how much of itnet/ the notebooks' tests reach
 
 mutants: $(STAMP)  ## plant mistakes in a copy of the code: the tests have to find each of them
 	@$(BIN)/python tools/mutants.py $(ARGS)
+
+soak: $(STAMP)  ## train for 20 minutes, or ARGS=5: neither memory nor open files may grow
+	@$(BIN)/python tools/soak.py $(ARGS)
 
 clean:  ## remove what was built, but not .venv
 	@rm -rf _docs _proc build dist .coverage .pytest_cache .hypothesis nbs/nbdev.yml *.egg-info

@@ -38,6 +38,7 @@ setup(
         "Framework :: Jupyter",
     ],
     packages=find_packages(include=[package, f"{package}.*"]),
+    package_dir={"": "."},      # `pip install -e` puts this folder on the path: beside it, the checkout is then no package
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),

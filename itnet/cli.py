@@ -12,7 +12,7 @@ import importlib
 import shlex
 import sys
 from pathlib import Path
-from .terminal import harmless, printable
+from .terminal import harmless, printable, say
 from .training.overrides import Usage, comments, add_help, make_parser, parse, section_words, unknown
 
 # %% ../nbs/cli.ipynb #train
@@ -42,7 +42,7 @@ def _train(word: str, recipe, options) -> int:
     from itnet.training.recipe import fit
     record = fit(recipe, out=options.out, results=options.results, resume=options.resume, quiet=options.quiet,
                  init=options.init)
-    if record.path is not None: print(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
+    if record.path is not None: say(f'{_outcome(record)}, weights {Path(options.out) / record.path.stem}')
     return 0
 
 def _outcome(record) -> str:
@@ -69,10 +69,12 @@ def sweep_command(argv: list[str]) -> int:
                  ('--commands', dict(action='store_true', help='print one command for each run, and stop')),
                  argv=rest or (['-h'] if not argv else []))
     from itnet.recipes.find import find_recipe
+    from itnet.training.runs import check_seeds
     from itnet.training.sweep import grid, sweep_recipes, train_commands
+    check_seeds(o.seeds)
     recipes = grid(find_recipe(word), fields)
     if o.commands:
-        print('\n'.join(train_commands(word, [r.seeded(seed) for r in recipes for seed in range(o.seeds)])))
+        say('\n'.join(train_commands(word, [r.seeded(seed) for r in recipes for seed in range(o.seeds)])))
         return 0
     _show(sweep_recipes(recipes, o.seeds, o.jobs, o.out, o.results, o.quiet))
     return 0
@@ -128,7 +130,7 @@ def eval_command(argv: list[str]) -> int:
     found = evaluate(o.checkpoint, o.split, device=o.device, threads=o.threads, precision=o.precision, data=data)
     for name, value in found.items():
         print(f'{o.split} {name} ' + (f'{value:,}' if isinstance(value, int) else f'{value:.4f}'))
-    if conditions := getattr(data, 'conditions', None): print(conditions())
+    if conditions := getattr(data, 'conditions', None): say(conditions())
     return 0
 
 # %% ../nbs/cli.ipynb #eval-data
@@ -227,7 +229,7 @@ def recipes_command(argv: list[str]) -> int:
 def _show(x) -> None:
     "Print text, or what rich lays out."
     from rich.console import Console
-    print(x) if isinstance(x, str) else Console().print(x)
+    say(x) if isinstance(x, str) else Console().print(x)
 
 def _call_with_options(prog: str, function, argv: list[str], flags: tuple[str, ...] = ()) -> int:
     "Call a function with the command line as its arguments, typed by its signature; `flags` need no value."
@@ -301,7 +303,7 @@ def explain_command(argv: list[str]) -> int:
     from itnet.training.recipe import build
     shape = recipe.data.spec.shape
     measure = Measure.grid(shape if o.n is None else (o.n,) * max(1, len(shape)))
-    print(explain_model(build(recipe), measure, o.batch))
+    say(explain_model(build(recipe), measure, o.batch))
     return 0
 
 # %% ../nbs/cli.ipynb #rest
@@ -346,7 +348,8 @@ def main(
     old, sys.argv = sys.argv, ['itnet', *given]                     # what run records write down
     def fail(error: Exception, code: int) -> int:
         if '--debug' in words: raise error
-        print(f'itnet: {harmless(str(error))}', file=sys.stderr)
+        if str(error) or not isinstance(error, ChildProcessError):      # without words: another process has said it
+            print(f'itnet: {harmless(str(error))}', file=sys.stderr)
         return code
     with printable():
         try: return _dispatch(given)

@@ -23,12 +23,31 @@ def outside(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
+def copied(source: Path) -> Path:
+    "What the package is built from, in a folder of its own."
+    for name in BUILT_FROM: shutil.copy2(ROOT / name, source)
+    shutil.copytree(ROOT / "itnet", source / "itnet", ignore=shutil.ignore_patterns("__pycache__"))
+    return source
+
+
+def environment(folder: Path) -> tuple[str, Path]:
+    "The Python of a fresh environment that sees this one's libraries, but not its installation of the package."
+    outside(sys.executable, "-m", "venv", "--without-pip", "env", cwd=folder)
+    python = str(folder / "env" / ("Scripts" if os.name == "nt" else "bin") / "python")
+    site = Path(outside(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip())
+    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return python, site
+
+
+def install(python: str, what: list[str], folder: Path) -> None:
+    outside(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
+            "--no-build-isolation", "--ignore-installed", *what, cwd=folder)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> dict[str, Path]:
     "The source distribution, and the wheel that is built from it: `python -m build`."
-    source = tmp_path_factory.mktemp("source")
-    for name in BUILT_FROM: shutil.copy2(ROOT / name, source)
-    shutil.copytree(ROOT / "itnet", source / "itnet", ignore=shutil.ignore_patterns("__pycache__"))
+    source = copied(tmp_path_factory.mktemp("source"))
     for folder in ("tests", "nbs"): (source / folder).mkdir()
     (source / "tests" / "test_x.py").touch()
     outside(sys.executable, "-m", "build", "--no-isolation", "--outdir", "dist", cwd=source)
@@ -47,15 +66,21 @@ def test_contents(built):
 
 @pytest.mark.parametrize("kind", ["sdist", "wheel"])
 def test_installs_and_runs(built, kind, tmp_path):
-    "In a fresh environment that sees this one's libraries, but not its installation of the package."
-    outside(sys.executable, "-m", "venv", "--without-pip", "env", cwd=tmp_path)
-    scripts = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
-    python = str(scripts / "python")
-    site = Path(outside(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip())
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    outside(sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", "--no-index",
-            "--no-build-isolation", "--ignore-installed", str(built[kind]), cwd=tmp_path)
+    python, site = environment(tmp_path)
+    install(python, [str(built[kind])], tmp_path)
     program = "import itnet, itnet.transform as t; from importlib.metadata import version; print(t.__file__, itnet.__version__, version('itnet'))"
     file, *versions = outside(python, "-c", program, cwd=tmp_path).split()
     assert Path(file).is_relative_to(site) and len(set(versions)) == 1
-    assert "train" in outside(str(scripts / "itnet"), "--help", cwd=tmp_path)
+    assert "train" in outside(str(Path(python).with_name("itnet")), "--help", cwd=tmp_path)
+
+
+def test_in_place_it_is_found_beside_its_checkout(tmp_path):
+    "The folder `itnet` beside which Python starts is the checkout, not the package: it must not be taken for one."
+    (tmp_path / "itnet").mkdir()
+    copied(tmp_path / "itnet")
+    python, site = environment(tmp_path)
+    install(python, ["-e", str(tmp_path / "itnet")], tmp_path)
+    (tmp_path / "script.py").write_text("import itnet; print(itnet.__version__, itnet.__file__)")
+    version, file = outside(python, "script.py", cwd=tmp_path).split()
+    assert Path(file) == tmp_path / "itnet" / "itnet" / "__init__.py"
+    for words in (["-m", "itnet"], ["-m", "itnet.cli"]): assert outside(python, *words, "--version", cwd=tmp_path) == f"itnet {version}\n"

@@ -1,6 +1,8 @@
 "Several processes that share each batch, by gloo: the numbers of one, whatever their number; workers; parts of a batch."
+import csv
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +20,8 @@ from itnet.training.checkpoint import read_checkpoint
 from itnet.training.ledger import read_records
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train, fit
-from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
+import toy_itnet
+from test_runs import FORK, RECIPE, SLOW, SLOW_TESTS, ended, one_thread, only, when
 
 
 def free_port():
@@ -27,18 +30,34 @@ def free_port():
         return s.getsockname()[1]
 
 
-def member(rank, world, port, recipe, folder, resume=None):
-    "One of several processes, as torchrun starts it."
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), GROUP_RANK="0", WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_RUN_ID="1")
+def torchrun(rank, world, port):
+    "What torchrun tells a process."
+    return dict(RANK=rank, LOCAL_RANK=rank, GROUP_RANK=0, WORLD_SIZE=world, LOCAL_WORLD_SIZE=world, MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port, TORCHELASTIC_RUN_ID=1)
+
+
+def srun(rank, world, port):
+    "What srun tells a process, on one machine."
+    return dict(SLURM_JOB_ID=1, SLURM_JOB_NAME="train", SLURM_NTASKS=world, SLURM_NTASKS_PER_NODE=world, SLURM_NNODES=1, SLURM_NODELIST="127.0.0.1",
+                SLURM_NODEID=0, SLURM_PROCID=rank, SLURM_LOCALID=rank, MASTER_PORT=port)
+
+
+def enter(rank, told):
+    "Become one of several processes."
+    os.environ.update({k: str(v) for k, v in told.items()})
     from lightning.pytorch.utilities import rank_zero_only
     rank_zero_only.rank = rank                                    # read from the environment at import, before the fork
+
+
+def member(rank, told, recipe, folder, resume=None):
+    "One of several processes."
+    enter(rank, told)
     run(recipe, folder, resume)
 
 
-def start(recipe, folder, world, resume=None):
+def start(recipe, folder, world, resume=None, by=torchrun):
     port = free_port()
-    processes = [FORK.Process(target=member, args=(rank, world, port, recipe, folder, resume)) for rank in range(world)]
+    processes = [FORK.Process(target=member, args=(rank, by(rank, world, port), recipe, folder, resume)) for rank in range(world)]
     for p in processes: p.start()
     return processes
 
@@ -46,11 +65,11 @@ def start(recipe, folder, world, resume=None):
 def run(recipe, folder, resume=None): return fit(recipe, out=folder / "runs", results=folder / "results", quiet=True, resume=resume)
 
 
-def outcome(recipe, folder, world=1, resume=None, **terms):
+def outcome(recipe, folder, world=1, resume=None, by=torchrun, **terms):
     "Record and weights of a run on that many processes, each on one thread."
     recipe = replace(recipe, train=replace(recipe.train, devices=world, **terms))
     if world == 1: run(recipe, folder, resume)
-    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume)] == [0] * world
+    else: assert [ended(p, 120) for p in start(recipe, folder, world, resume, by)] == [0] * world
     record, = read_records(folder / "results")
     saved, = (folder / "runs").glob("*/last.ckpt")
     return record, read_checkpoint(saved)["state_dict"]
@@ -108,7 +127,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("name, world, accumulate", [
     ("image", 2, 1), ("image", 1, 3), ("text", 2, 1), ("text", 1, 4), ("text", 2, 3), ("text", 4, 1), ("sequence", 2, 1), ("sequence", 2, 2)])
 def test_the_numbers_are_those_of_one_process(tmp_path, alone, name, world, accumulate):
-    found = outcome(RECIPES[name], tmp_path, world, accumulate=accumulate)
+    found = outcome(RECIPES[name], tmp_path, world, by=srun if name == "image" else torchrun, accumulate=accumulate)
     assert_same(found, alone(name))
     assert found[0].processes == world and found[0].config_hash == alone(name)[0].config_hash
 
@@ -130,6 +149,37 @@ def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone):
     for world in (1, 4):
         source, = (tmp_path / "begun").glob("*")
         assert_same(outcome(RECIPES["text"], tmp_path / str(world), world, resume=source), alone("text"))
+
+
+def commanded(rank, world, port, folder, said):
+    "`itnet train` as one of several processes."
+    enter(rank, torchrun(rank, world, port))
+    out = said.open("a", buffering=1)
+    for number in (1, 2): os.dup2(out.fileno(), number)
+    sys.stdout = sys.stderr = out
+    words = f"train sums/mlp --train.steps 24 --train.eval_every 8 --train.devices {world} --data.pause 0.05 --quiet"
+    os._exit(toy_itnet.itnet.cli.main([*words.split(), "--out", str(folder / "runs"), "--results", str(folder / "results")]))
+
+
+LOST = [(2, 0), (2, 1), (4, 2)] if SLOW_TESTS else [(2, 1)]
+
+
+@pytest.mark.parametrize("world, lost", LOST)
+def test_a_process_that_is_killed_is_named_once(tmp_path, world, lost):
+    "The others end, and the run goes on from its checkpoint, with one process less if need be."
+    port, said = free_port(), tmp_path / "said"
+    processes = [FORK.Process(target=commanded, args=(rank, world, port, tmp_path, said)) for rank in range(world)]
+    for p in processes: p.start()
+    when(lambda: list(tmp_path.rglob("best.ckpt")), 90)
+    processes[lost].kill()
+    assert [ended(p, 60) for p in processes] == [-9 if rank == lost else 1 for rank in range(world)]
+    lines = [line for line in said.read_text().splitlines() if line.startswith("itnet: ")]
+    assert len(lines) == 1 and f"process {lost} of {world} (number {processes[lost].pid} on " in lines[0], said.read_text()
+    assert f"has ended: go on from the last checkpoint with --resume {only(tmp_path / 'runs')}" in lines[0] and "Traceback" not in said.read_text()
+    recipe = replace(RECIPE, data=toy_itnet.Sums(pause=0.05))
+    record = run(recipe, tmp_path, only(tmp_path / "runs"))
+    assert record.status == "finished" and record.steps == 24 and record.resumed[-1] >= 8
+    assert [int(r["step"]) for r in csv.DictReader((only(tmp_path / "runs") / "metrics.csv").open()) if r["train/loss"]] == [1, 10, 20]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -3,9 +3,12 @@ import csv
 import json
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import signal
+import sys
+import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -74,6 +77,16 @@ def whole(tmp_path_factory):
     return outcome(folder, run(folder))
 
 
+@dataclass(frozen=True)
+class Slow(toy_itnet.Sums):
+    "A batch takes a while"
+    pause: float = 0.03
+
+
+SLOW = replace(RECIPE, data=Slow())
+
+
+
 # --- killed
 
 def doomed(folder, at, after):
@@ -94,7 +107,8 @@ def doomed(folder, at, after):
 
 
 STEPS_OF_WRITING = 40                                                  # calls that change files in a run, at least
-POINTS = range(1, STEPS_OF_WRITING) if "slow" in os.environ.get("NB_FLAGS", "") else (9, 12, 13, 15, 24, 25, 36)
+SLOW_TESTS = "slow" in os.environ.get("NB_FLAGS", "")                   # NB_FLAGS=slow: all of what these tests can do
+POINTS = range(1, STEPS_OF_WRITING) if SLOW_TESTS else (9, 12, 13, 15, 24, 25, 36)
 WATCHED = ((os, "fsync"), (os, "link"), (Path, "replace"), (torch, "save"))
 
 
@@ -110,24 +124,37 @@ def test_killed_anywhere_it_goes_on_as_if_nothing_had_been(tmp_path, whole, at, 
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_killed_at_random_moments(tmp_path, whole):
-    for pause in (0.15, 0.3, 0.4):
-        folder = tmp_path / str(pause)
-        process = child(run, folder)
-        time.sleep(pause)
+def there(folder):
+    "What a run can go on from."
+    return only(folder / "runs") if list(folder.rglob("last.ckpt")) else None
+
+
+KILLS = 20 if SLOW_TESTS else 3
+
+
+@pytest.mark.parametrize("at", range(KILLS))
+def test_killed_at_a_random_moment(tmp_path, whole, at):
+    "In the first part of the run, while it writes, or at its end; once it has finished, it is done again."
+    pause = random.Random(at).uniform(0.1, 0.6)
+    process = child(run, tmp_path)
+    time.sleep(pause)
+    process.kill()
+    ended(process)
+    assert outcome(tmp_path, run(tmp_path, resume=there(tmp_path))) == whole
+
+
+def test_killed_again_and_again(tmp_path, whole):
+    "The same run, which goes on each time and is killed anew."
+    draw, recipe, steps = random.Random(0), replace(RECIPE, data=Slow(pause=0.01)), []
+    for _ in range(KILLS):
+        process = child(lambda resume: run(tmp_path, recipe, resume=resume), there(tmp_path))
+        time.sleep(draw.uniform(0.1, 0.7))
         process.kill()
         ended(process)
-        there = list(folder.rglob("last.ckpt"))
-        assert outcome(folder, run(folder, resume=only(folder / "runs") if there else None)) == whole
-
-
-@dataclass(frozen=True)
-class Slow(toy_itnet.Sums):
-    "A batch takes a while"
-    pause: float = 0.03
-
-
-SLOW = replace(RECIPE, data=Slow())
+        steps.append(read_checkpoint(there(tmp_path) / "last.ckpt")["global_step"] if there(tmp_path) else 0)
+    assert steps == sorted(steps), "it went back"
+    record = run(tmp_path, recipe, resume=there(tmp_path))
+    assert outcome(tmp_path, record) == whole and record.steps == 24
 
 
 def when(condition, seconds=30):
@@ -241,6 +268,32 @@ def test_weights_of_another_network_are_one_line(tmp_path):
         with pytest.raises(ValueError): load_model(file)
 
 
+def test_what_a_checkpoint_holds_reaches_no_terminal_and_is_no_traceback(tmp_path, capfd, monkeypatch):
+    "Whoever wrote it, with a digest that is right: names and texts, and parts that cannot be restored."
+    monkeypatch.chdir(tmp_path)
+    made = run(tmp_path)
+    saved, evil = read_checkpoint(only(tmp_path / "runs") / "best.ckpt"), "\x1b[2J[red]x|"
+    write_checkpoint({**saved, "changed": [evil], "state_dict": saved["state_dict"]}, "changed.ckpt")
+    write_checkpoint({**saved, "state_dict": saved["state_dict"] | {evil: torch.zeros(2)}}, "names.ckpt")
+    record = json.loads(made.path.read_text())
+    Path("record.json").write_text(json.dumps({**record, "versions": {evil: evil}}))
+    same = f"{WORDS.removesuffix(' --quiet')} --resume changed.ckpt"
+    for words in (f"{same} --out a", "train sums/mlp --init names.ckpt --out b", "reproduce record.json --quiet --out c"):
+        assert toy_itnet.itnet.cli.main(words.split()) == 0
+        out, err = capfd.readouterr()
+        assert "\x1b" not in out + err and "\\x1b[2J" in out and not err
+    for part in ("loops", "optimizer_states", "lr_schedulers", "rng"):
+        for wrong in (5, [], {}, [{"a": 1}]):
+            write_checkpoint({**saved, part: wrong}, "part.ckpt")
+            code = toy_itnet.itnet.cli.main(f"{WORDS} --resume part.ckpt --out d".split())
+            err = capfd.readouterr().err
+            assert code == 0 or err.startswith("itnet: part.ckpt is no checkpoint of this run (") and err.count("\n") == 1, (part, wrong, err)
+            if (part, wrong) == ("loops", 5): assert code == 1
+    for wrong in ({"init": {}}, {"config": {**record["config"], "model": {**record["config"]["model"], "dropout": {}}}}):
+        Path("record.json").write_text(json.dumps({**record, **wrong}))
+        assert toy_itnet.itnet.cli.main("reproduce record.json --quiet --out c".split()) == 1 and capfd.readouterr().err.count("\n") == 1
+
+
 # --- numbers that are none, disks that are full
 
 @dataclass(frozen=True)
@@ -291,6 +344,65 @@ def test_a_full_disk_is_said(tmp_path, capfd):
     err = capfd.readouterr().err
     assert err.startswith("itnet: ") and "last.ckpt cannot be written (File too large): make room" in err and "Traceback" not in err
     assert read_records(only(tmp_path / "runs"))[0].status == "failed" and not list(tmp_path.rglob("*.part"))
+
+
+def spoil_disk(folder): resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+def spoil_folder(folder): shutil.rmtree(only(folder / "runs"))
+def spoil_memory(folder): torch.empty(2**55)
+def spoil_worker(folder): os.kill(os.getpid(), signal.SIGKILL)
+def spoil_rights(folder):
+    os.chmod(only(folder / "runs"), 0o555)
+    if os.geteuid() == 0: os.seteuid(65534)                            # whom rights are denied
+
+
+FAULTS = {  # what happens, and what is said
+    "disk": (spoil_disk, "last.ckpt cannot be written (File too large): make room, and go on from the last checkpoint with --resume"),
+    "folder": (spoil_folder, "No such file or directory; make room there or bring it back, and start again"),
+    "rights": (spoil_rights, "Permission denied; make room there or bring it back, and go on from the last checkpoint with --resume"),
+    "nan": (None, "the training loss is nan at step 13: lower optim.lr, lengthen optim.warmup or clip harder"),
+    "memory": (spoil_memory, "memory ran out ([enforce fail"),
+    "worker": (spoil_worker, "go on with --resume, and with fewer train.workers"),
+}
+WORDS = "train sums/mlp --train.steps 24 --train.eval_every 8 --quiet"
+
+
+def spoiled(folder, fault, said):
+    "A command line that something happens to in step 13, and what it writes to its standard error."
+    spoil, calls, real = FAULTS[fault][0], [], toy_itnet.Sums.collate
+    def collate(data, items):
+        calls.append(len(items))
+        batch, here = real(data, items), len(calls) == 15                  # 13 batches of training, 2 of the evaluation at step 8
+        if fault == "worker": here = torch.utils.data.get_worker_info() and there(folder)
+        if here and spoil: spoil(folder)
+        elif here: batch["x"] = batch["x"] * float("nan")
+        return batch
+    toy_itnet.Sums.collate = collate
+    workers = " --train.workers 1" if fault == "worker" else ""
+    with said.open("w", buffering=1) as err:
+        os.dup2(err.fileno(), 2)
+        sys.stderr = err
+        os._exit(toy_itnet.itnet.cli.main([*(WORDS + workers).split(), "--out", str(folder / "runs"), "--results", str(folder / "results")]))
+
+
+@pytest.fixture
+def open_folder():
+    "A folder that everybody may enter and write to."
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o777)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_happens_in_the_middle_is_one_line_and_loses_nothing(open_folder, whole, fault):
+    folder = open_folder
+    assert ended(child(spoiled, folder, fault, folder / "err")) == 1, (folder / "err").read_text()
+    err = (folder / "err").read_text()
+    assert err.startswith("itnet: ") and err.count("\n") == 1 and FAULTS[fault][1] in err, err
+    if fault == "rights": os.chmod(only(folder / "runs"), 0o755)
+    if fault != "folder": assert read_checkpoint(only(folder / "runs") / "last.ckpt")["global_step"] == 8
+    if fault not in ("rights", "disk"): assert read_records(only(folder / "runs"))[0].status == "failed"
+    record = run(folder, resume=there(folder))
+    assert outcome(folder, record) == whole and not list(folder.rglob("*.part"))
 
 
 def test_a_folder_that_vanishes_is_said(tmp_path):
@@ -345,7 +457,6 @@ def mutated(value, draw):
 
 
 def test_mutated_records_never_end_the_table(tmp_path, monkeypatch, capfd):
-    import random
     monkeypatch.chdir(tmp_path)
     good = run(tmp_path).path
     record, draw, refused = json.loads(good.read_text()), random.Random(0), 0

@@ -21,7 +21,7 @@ from ..training.config import Recipe, plain
 from ..training.device import usable_cores
 from ..training.ledger import Record, paired
 from ..training.recipe import load_model
-from ..training.runs import run_all, run_folder
+from ..training.runs import check_seeds, run_all, run_folder
 
 # %% ../../nbs/experiments/15_far_field.ipynb #variants
 CHOICES = {'one mean for 4 channels': {}, 'for each channel': dict(share=1), 'for 2 channels': dict(share=2),
@@ -74,7 +74,7 @@ def bench_far_field(tasks: tuple[str, ...] = ('text',),        # of digits, text
     "Train the far fields that have no record yet, at equal size. ValueError for a task or choice that there is not."
     for name, known in [*((task, BASES) for task in tasks), *((choice, CHOICES) for choice in choices)]:
         if name not in known: raise ValueError(f'{name!r} is unknown: choose from {", ".join(known)}')
-    if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
+    check_seeds(seeds)
     recipes = [recipe_of(task, choice).scaled(scale).seeded(seed) for task in tasks for seed in range(seeds)
                for choice in choices if choice in possible_choices(task)]
     records = run_all(recipes, folder, results, resume=True, jobs=usable_cores() if jobs is None else jobs)

@@ -13,7 +13,7 @@ from ..bench.record import markdown_table
 from ..recipes.lra import DATA, MODELS, LONG_RANGE, SCALES
 from ..training.device import usable_cores
 from ..training.ledger import Record, config_hash
-from ..training.runs import run_all
+from ..training.runs import check_seeds, run_all
 
 # %% ../../nbs/experiments/18_lra.ipynb #run
 def _checked(scale: str, tasks: tuple[str, ...], models: tuple[str, ...], seeds: int) -> None:
@@ -21,7 +21,7 @@ def _checked(scale: str, tasks: tuple[str, ...], models: tuple[str, ...], seeds:
     for what, words, known in (('scale', (scale,), SCALES), ('task', tasks, DATA), ('model', models, MODELS)):
         for word in words:
             if word not in known: raise ValueError(f'{what} {word!r} is unknown: choose from {", ".join(known)}')
-    if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
+    check_seeds(seeds)
     if not _at_scale(scale, tasks, models):
         raise ValueError(f'none of {", ".join(models)} takes part in {", ".join(tasks)} at scale {scale}')
 

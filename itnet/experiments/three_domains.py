@@ -17,7 +17,7 @@ from ..training.config import Recipe
 from ..training.device import usable_cores
 from ..training.ledger import Record, table
 from ..training.recipe import load_model
-from ..training.runs import run_all, run_folder
+from ..training.runs import check_seeds, run_all, run_folder
 
 # %% ../../nbs/experiments/00_three_domains.ipynb #pairs
 PAIRS = [('digits', 'resnet'), ('text', 'transformer'), ('listops', 'lstm')]
@@ -32,7 +32,7 @@ def demo(seeds: int = 1,                       # runs per recipe, with seeds 0, 
          jobs: int | None = None               # runs at a time, one thread each; None: one for each core
         ) -> str:                              # the table, as Markdown
     "Train ITNet and the specialist on three domains; table, curves and kernels. ValueError for seeds < 1 or scale ≤ 0."
-    if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
+    check_seeds(seeds)
     if scale <= 0: raise ValueError(f'scale={scale}: the number of steps must stay positive')
     runs = [recipe.scaled(scale).seeded(seed) for seed in range(seeds) for recipe in RECIPES]
     records = run_all(runs, out, results, resume, quiet, min(len(runs), usable_cores() if jobs is None else jobs))

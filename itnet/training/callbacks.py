@@ -183,7 +183,7 @@ class Checkpoints(L.Callback):
                  every: int | None = None):   # steps between evaluations; None: the trainer's interval
         self.facts, self.every = facts or {}, every
         self.folder, self.recipe, self.curve, self.metric = Path(folder), recipe, curve, metric
-        self.flag, self.rng = flag, None
+        self.flag, self.rng, self.begun = flag, None, False
 
     def on_save_checkpoint(self, trainer, task, checkpoint):
         "Add the recipe, the circumstances and the states of the random generators."
@@ -200,6 +200,7 @@ class Checkpoints(L.Callback):
         self.rng = None
         if trainer.world_size > 1:                                     # each draws its own dropout, from here on
             torch.manual_seed(derive_seed('process', torch.initial_seed(), trainer.global_step, trainer.global_rank))
+        self.begun = True                                              # whatever was to be restored has been
 
 # %% ../../nbs/training/30_callbacks.ipynb #checkpoints-hooks
 @patch

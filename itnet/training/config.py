@@ -13,7 +13,8 @@ import math
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 from fastcore.basics import patch
 from .device import check_precision
 from .fields import RECIPE_NAME
@@ -139,6 +140,23 @@ def register_classes(*configs) -> None:
         register_config(type(config))
         register_classes(*(getattr(config, f.name) for f in fields(config)))
 
+# %% ../../nbs/training/35_config.ipynb #types
+_KINDS = {int: int, float: (int, float), str: str, bool: bool, NoneType: NoneType}
+
+def _fits(value, hint) -> bool:
+    "Is a plain value of a declared type? What is declared as anything else than a number, text or none, is not judged."
+    options = get_args(hint) if isinstance(hint, UnionType) or get_origin(hint) is Union else (hint,)
+    if not all(option in _KINDS for option in options): return True
+    return any(isinstance(value, _KINDS[o]) and isinstance(value, bool) == (o is bool) for o in options)
+
+def _check_types(cls: type, values: dict) -> None:
+    "ValueError, naming the field, where a value is of another type than a dataclass declares."
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if not _fits(value, hints.get(name, Any)):
+            expected = getattr(hints[name], '__name__', hints[name])
+            raise ValueError(f'{cls.__name__}.{name} is {ascii(value)[:40]}, expected {expected}')
+
 # %% ../../nbs/training/35_config.ipynb #from-dict
 def _named(d) -> list[str]:
     "All classes that nested plain values name."
@@ -153,7 +171,9 @@ def _typed(d, cls=None):
     given = d.keys() - {'class'}
     if extra := given - {f.name for f in fields(cls)}:
         raise ValueError(f"{cls.__name__} has no field {', '.join(sorted(extra))} in this version")
-    return cls(**{k: _typed(d[k]) for k in given})
+    values = {k: _typed(d[k]) for k in given}
+    _check_types(cls, values)
+    return cls(**values)
 
 def from_dict(d: dict) -> Recipe:
     "The recipe of `to_dict`. ValueError for classes that are not registered and fields that are not in this version."

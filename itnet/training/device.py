@@ -71,6 +71,8 @@ def peak_memory() -> dict:
     return {'process_mb': process and round(process, 1), 'cuda_mb': cuda and round(cuda, 1)}
 
 # %% ../../nbs/training/05_device.ipynb #spent
+_NO_MEMORY = "can't allocate memory|out of memory|(calculation|multiplication) overflow"      # as torch has it
+
 @contextmanager
 def memory_named():
     "Within it, memory that runs out, and a worker that dies, are errors of one line with the remedy."
@@ -80,9 +82,10 @@ def memory_named():
             raise ChildProcessError(f"{str(e).partition('.')[0]}: go on with --resume, and with fewer train.workers if "
                                     'memory was short') from e
         kind = isinstance(e, (MemoryError, torch.OutOfMemoryError))
-        if not kind and not re.search("can't allocate memory|out of memory", str(e)): raise
+        if not kind and not re.search(_NO_MEMORY, str(e)): raise
         why = (str(e).splitlines() or [''])[0][:160] or 'Python has none left'
-        raise MemoryError(f'memory ran out ({why}): lower data.batch_size, or choose a smaller model') from e
+        raise MemoryError(f'memory ran out ({why}): raise train.accumulate, which changes no number, lower '
+                          'data.batch_size, or choose a smaller model') from e
 
 # %% ../../nbs/training/05_device.ipynb #settled
 _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.treespec', 'is not used',
@@ -92,6 +95,7 @@ _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.
 @contextmanager
 def settled(threads: int | None):
     "Threads as asked for, cuDNN's deterministic kernels, Lightning without advice; everything as before afterwards"
+    if threads is not None and not 1 <= threads <= 4096: raise ValueError(f'{threads} threads: choose from 1 to 4,096')
     before, cudnn = torch.get_num_threads(), torch.backends.cudnn
     logs = [logging.getLogger(f'lightning.{part}') for part in ('pytorch', 'fabric')]
     state = [log.level for log in logs], cudnn.deterministic, cudnn.benchmark

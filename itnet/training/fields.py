@@ -35,6 +35,7 @@ _FIELDS = {
     'commit': (_missing_or(_is(dict)), 'null or {hash, dirty}'), 'versions': (_dict_of(_is(str)), 'versions by name'),
     'device': (_is(dict), 'a description'), 'data': (_dict_of(_is(str)), 'checksums by split'),
     'parameters': (_dict_of(_is_count), 'counts by name'), 'processes': (_is_count, 'an integer from 0'),
+    'batch': (_is_count, 'an integer from 0'), 'throughput': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
     'steps': (_is_count, 'an integer from 0'),
     'samples': (_is_count, 'an integer from 0'), 'tokens': (_is_count, 'an integer from 0'),
     'seconds': (_dict_of(_is_number), 'numbers by name'), 'ms_per_step': (_missing_or(_is_number), 'a number or null'),
@@ -46,7 +47,7 @@ _FIELDS = {
     'test': (_dict_of(_missing_or(_is_number)), 'numbers by name'),
     'resumed': (_list_of(_is_count), 'a list of steps'),
     'changed': (_list_of(_is(str)), 'a list of texts'), 'error': (_missing_or(_is(str)), 'text or null'),
-    'init': (_missing_or(_is(dict)), 'null or a start'),
+    'init': (_missing_or(lambda v: isinstance(v, dict) and isinstance(v.get('run'), str)), 'null or a start'),
     'created': (_is(str), 'a time')}
 
 # %% ../../nbs/training/18_fields.ipynb #check

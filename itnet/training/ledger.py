@@ -101,7 +101,8 @@ class Record:
     commit: dict | None = None                  # {hash, dirty} or None outside a checkout
     versions: dict = field(default_factory=dict)
     device: dict = field(default_factory=dict)
-    processes: int = 1                          # that shared each batch
+    processes: int = 1                          # that shared each batch (the world size)
+    batch: int = 0                              # examples of a step, of all processes and parts; 0: not recorded
     data: dict = field(default_factory=dict)    # checksum of each split
     parameters: dict = field(default_factory=dict)  # total, embeddings, without_embeddings
     steps: int = 0                              # optimiser steps taken
@@ -109,6 +110,7 @@ class Record:
     tokens: int = 0                             # real positions seen
     seconds: dict = field(default_factory=dict) # training (without evaluation), total
     ms_per_step: float | None = None            # training time per step
+    throughput: dict = field(default_factory=dict)  # samples and tokens per second, operations, mfu: see `flops`
     memory: dict = field(default_factory=dict)  # peaks: process_mb, cuda_mb
     train_loss: list = field(default_factory=list)  # [step, mean loss since the last entry]
     curve: list = field(default_factory=list)   # one entry per evaluation on the validation split

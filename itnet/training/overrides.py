@@ -99,12 +99,20 @@ def check_file(path: str, known: set[str]):
         if s not in SECTIONS: raise unknown(f'section in {path}', str(s), SECTIONS)
 
 # %% ../../nbs/training/45_overrides.ipynb #parse
+def _check_size(name: str, value) -> None:
+    "Raise `Usage` for an integer that no array, and no loop, could have the length of, in lists as well."
+    if isinstance(value, (list, tuple)):
+        for v in value: _check_size(name, v)
+    elif isinstance(value, int) and abs(value) >= 2**63: raise Usage(f'{name}={str(value)[:20]}…: less than 2⁶³')
+
 def parse(p, argv: list[str]):
     "The parsed namespace; raises `Usage` with one line for anything wrong"
     from argparse import ArgumentError
     check_words(p, argv)
-    try: return p.parse_args(argv)
+    try: found = p.parse_args(argv)
     except (ArgumentError, TypeError, ValueError, OverflowError) as e: raise Usage(' '.join(str(e).split())) from None
+    for name, value in found.items(): _check_size(name, value)
+    return found
 
 def read_section(section: str, obj, cfg):
     "A dataclass like `obj` with the values of its section; ValueError as its own, `Usage` for a null that is none."

@@ -24,13 +24,16 @@ from .checkpoint import CheckedIO, best_file, load_weights, read_checkpoint
 from .config import Recipe, Train, config_differences, extended_config, from_dict, get, names, register
 from .config import register_classes
 from .device import check_precision, memory_named, peak_memory, pick_device, settled
+from .flops import peak_flops, throughput
 from .init import init_lines, load_matching
 from .files import copy_file, locked, replacing, sweep_parts
 from .ledger import Record, begin, config_hash, run_name, thin, try_folder, write
 from .logs import CSVRows, read_rows
 from .optim import Optim, warmup_cosine
+from .peers import Peers, explained
 from .processes import Place, find_place
 from .tasks import Task
+from ..terminal import say
 
 # %% ../../nbs/training/40_recipe.ipynb #all
 _all_ = ['Optim', 'Recipe', 'Train', 'get', 'names', 'register', 'Interrupted']
@@ -120,7 +123,7 @@ def _changed(saved: dict, record: Record) -> list[str]:
 
 def _say_changed(recipe: Recipe, changed: list[str]) -> None:
     "Print what is another than before."
-    for line in changed: print(f'{recipe.name}  {line}: not the run that it would have been')
+    for line in changed: say(f'{recipe.name}  {line}: not the run that it would have been')
 
 # %% ../../nbs/training/40_recipe.ipynb #folder
 _LEFT = ('*.ckpt', 'metrics.csv', 'hparams.yaml', 'events.out.tfevents.*')
@@ -174,7 +177,7 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
     config = _configuration(recipe, saved, init)
     folder = Path(out)/run_name(recipe.name, terms.seed, config_hash(config))
     record, curve = _begin(recipe, config, saved, task, device), Curve()
-    record.processes, record.init = place.world, init
+    record.processes, record.init, record.batch = place.world, init, getattr(recipe.data, 'batch_size', 0)
     rows = read_rows(saved['path'].with_name('metrics.csv'), saved['rows']) if saved else []
     if place.rank == 0:                                               # the others write nothing
         if results is not None: try_folder(results, '--results')
@@ -186,16 +189,17 @@ def _prepare(recipe: Recipe, out: Path, results, resume, init, quiet: bool, flag
             with replacing(folder/f'{name}.json') as f: f.write(text.encode())
     facts = dict(data=record.data, versions=record.versions, changed=record.changed, init=init)
     own, quiet = Checkpoints(folder, config, curve, spec.metric, flag, facts, terms.eval_every), quiet or place.rank > 0
+    peers = Peers(folder)
     bar = [] if quiet else [Bar(recipe.name, curve, spec.metric)]
     trainer = _trainer(terms.precision, device, place, devices=terms.devices, max_steps=terms.steps, max_epochs=-1,
-                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, *bar],
+                       log_every_n_steps=10, logger=_loggers(folder, config, rows), callbacks=[curve, own, peers, *bar],
                        accumulate_grad_batches=terms.accumulate, check_val_every_n_epoch=None,
                        val_check_interval=terms.eval_every*terms.accumulate, enable_progress_bar=not quiet)
-    if init and not saved and not quiet: print(*(f'{recipe.name}  {line}' for line in init_lines(init)), sep='\n')
+    if init and not saved and not quiet: say('\n'.join(f'{recipe.name}  {line}' for line in init_lines(init)))
     if saved and not quiet:
         _say_extended(recipe, saved)
         _say_changed(recipe, record.changed)
-    return trainer, task, data, own, record, saved
+    return trainer, task, data, own, record, saved, peers
 
 # %% ../../nbs/training/40_recipe.ipynb #extended
 def _say_extended(recipe: Recipe, saved: dict):
@@ -203,7 +207,7 @@ def _say_extended(recipe: Recipe, saved: dict):
     before, steps, at = saved['recipe']['train']['steps'], recipe.train.steps, saved['global_step']
     if before == steps: return
     then, now = (warmup_cosine(at, n, recipe.optim.warmup, recipe.optim.final) for n in (before, steps))
-    print(f'{recipe.name}  step {at}  {before} steps become {steps}: the learning rate goes on at {now:.2f} of its '
+    say(f'{recipe.name}  step {at}  {before} steps become {steps}: the learning rate goes on at {now:.2f} of its '
           f'peak, where the schedule of {steps} steps is; that of {before} was at {then:.2f}')
 
 # %% ../../nbs/training/40_recipe.ipynb #settle
@@ -220,6 +224,9 @@ def _settle(record: Record, curve: Curve, trainer, data: DataModule):
     record.samples, record.tokens = curve.seen['samples'], curve.seen['tokens']
     record.seconds = {'training': round(seconds, 3), 'total': round(curve.total(), 3)}
     record.ms_per_step = round(1000 * seconds / record.steps, 3) if record.steps else None
+    peak = peak_flops(record.device, str(trainer.precision))
+    dense = record.parameters['without_embeddings'] if data.spec.head in ('language', 'sequence') else None
+    record.throughput = throughput(curve.seen, seconds, dense, peak and peak * record.processes)
     record.resumed, record.memory = curve.resumed, peak_memory()
     record.curve, record.train_loss = curve.evals, thin(curve.train)
     if curve.evals:
@@ -231,7 +238,11 @@ def _settle(record: Record, curve: Curve, trainer, data: DataModule):
 # %% ../../nbs/training/40_recipe.ipynb #train-and-test
 def _train_and_test(trainer, task, data, own: Checkpoints, saved: dict | None) -> dict[str, float]:
     "Train to the end, then measure the selected weights on the test split"
-    trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
+    try: trainer.fit(task, datamodule=data, ckpt_path=saved and saved['path'])
+    except (AttributeError, KeyError, IndexError, TypeError) as e:
+        if not saved or own.begun: raise                                # not while the checkpoint was taken in
+        why = f"{saved['path']} is no checkpoint of this run ({type(e).__name__}: {e})"
+        raise ValueError(f'{why}: use another, or start anew without --resume') from e
     trainer.strategy.barrier()                                        # what the first process wrote is there
     file, chosen = own.folder/'best.ckpt', own.curve.best(own.metric)['step']
     best = read_checkpoint(file)
@@ -247,13 +258,22 @@ def _without_paths(error: Exception) -> str:
     "The first line of an error, as it may stand in a record."
     return re.sub(r'/[^\s\'":]*/', '', f'{type(error).__name__}: {error}'.splitlines()[0])
 
+def _with_remedy(error: Exception, folder: Path) -> Exception:
+    "An error of the file system in words that say what can be done; any other as it is."
+    if not isinstance(error, OSError) or error.errno is None: return error
+    saved = (folder/'last.ckpt').is_file()
+    then = f'go on from the last checkpoint with --resume {folder}' if saved else 'start again'
+    return OSError(f'{error.filename or folder}: {error.strerror}; make room there or bring it back, and {then}')
+
 def _keep(record: Record, results, folder: Path) -> None:
     "Write a record; where that fails, into the run's folder. OSError, naming it, unless another error is on its way."
     kept = record.status == 'finished' or record.status == 'interrupted' and record.steps
     try: write(record, results if kept else folder)
     except OSError as e:
         failing = sys.exc_info()[1].__context__ is not None
-        path = write(record, folder)
+        try: path = write(record, folder)
+        except OSError:
+            if not failing: raise
         if failing: return
         raise OSError(f'{results} cannot be written to any more ({e.strerror}): the record is {path}') from None
 
@@ -270,14 +290,15 @@ def fit(
     flag = threading.Event()
     register_classes(recipe.data, recipe.model)                       # its checkpoints can be read in this process
     with settled(recipe.train.threads), memory_named(), ExitStack() as held:
-        trainer, task, data, own, record, saved = _prepare(recipe, out, results, resume, init, quiet, flag, held)
+        trainer, task, data, own, record, saved, peers = _prepare(recipe, out, results, resume, init, quiet, flag, held)
         try:
             with interruptible(flag): record.test = _train_and_test(trainer, task, data, own, saved)
             record.status = 'finished'
         except (StopRun, KeyboardInterrupt, SystemExit): record.status = 'interrupted'
-        except Exception as e:
-            record.status, record.error = 'failed', _without_paths(e)
-            raise
+        except Exception as error:
+            error = _with_remedy(explained(error, peers), own.folder)
+            record.status, record.error = 'failed', _without_paths(error)
+            raise error
         finally:
             _settle(record, own.curve, trainer, data)
             if results is not None and trainer.is_global_zero: _keep(record, results, own.folder)

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from .config import Recipe, plain
 from .ledger import Record, paired
 from .overrides import SECTIONS, parse, read_recipe, recipe_parser
-from .runs import RunsFailed, finished, run_all
+from .runs import RunsFailed, check_seeds, finished, run_all
 
 # %% ../../nbs/training/60_sweep.ipynb #values
 def split_values(text: str) -> list[str]:
@@ -73,7 +73,7 @@ def sweep_recipes(recipes: list[Recipe],           # as `grid` makes them
           quiet: bool = False              # no line for each run
          ) -> str:                         # the table, as Markdown
     "Do the runs that have no record yet. ValueError for seeds < 1; `RunsFailed`, with the table, if some failed."
-    if seeds < 1: raise ValueError(f'seeds={seeds}: at least one run is needed')
+    check_seeds(seeds)
     runs = [replace(r, train=replace(r.train, threads=r.train.threads or 1)).seeded(seed)
             for r in recipes for seed in range(seeds)]
     try: records = run_all(runs, out, results, resume=True, quiet=quiet, jobs=jobs, apart=True)

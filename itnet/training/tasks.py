@@ -15,6 +15,7 @@ from torchmetrics import SumMetric
 from torchmetrics import Metric as TorchMetric
 from ..data.loss import count_targets
 from ..data.spec import Metric, Spec
+from .gradients import NoiseScale, group_norms
 from .optim import Optim, configure
 
 # %% ../../nbs/training/10_tasks.ipynb #task
@@ -37,6 +38,7 @@ class Task(L.LightningModule):
         self.losses, self.targets = (SumMetric(nan_strategy='disable') for _ in range(2))     # NaN stays NaN
         self.recent = []                                                # losses of the steps since the last look
         self.part, self.counted, self.rows, self.step_loss = 0., 0, 0, None      # of the parts of a step; of the last
+        self.size, self.noise, self.norms = 0, NoiseScale(), {}                  # examples of a step; of its gradient
 
     def forward(self, batch: dict) -> Tensor:
         of_points = {k: batch[k] for k in ('mask', 'segments') if batch.get(k) is not None}
@@ -64,6 +66,7 @@ def pieces(self: Task) -> int:
 def training_step(self: Task, batch: dict, batch_idx: int) -> Tensor:
     "Loss of a batch, a mean over its targets; where parts of it have targets of their own number, weighted by it"
     loss = self.loss(self(batch), batch['target'])
+    self.size += len(batch['target'])
     if self.spec.head == 'language' and self.pieces() > 1:
         count = count_targets(batch['target'])
         self.counted, self.rows = self.counted + count, self.rows + len(batch['target'])
@@ -80,8 +83,23 @@ def configure_gradient_clipping(self: Task, optimizer, gradient_clip_val=None, g
         for p in self.model.parameters():
             if p.grad is not None: p.grad.mul_(factor)
     self.step_loss, self.part = self.part if factor is None else self.part * factor, 0.
+    self._look_at_gradient(optimizer)
     clip = self.optim.clip or math.inf
     self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+    self.noise.follow(optimizer, self.grad_norm, clip)
+
+@patch
+def _logs(self: Task, step: int) -> bool:
+    "Is it a step whose numbers are logged?"
+    return step == 1 or step % self.trainer.log_every_n_steps == 0
+
+@patch
+def _look_at_gradient(self: Task, optimizer):
+    "What the log says of a gradient, before it is clipped; to read it is to wait for the device."
+    batch, self.size = self.size * self.trainer.world_size, 0             # shares are of one size
+    if not self._logs(self.trainer.global_step + 1): return
+    self.norms = {name: float(norm) for name, norm in group_norms(optimizer.param_groups).items()}
+    self.noise.look(optimizer, math.hypot(*self.norms.values()), batch)
 
 @patch
 def _reweighted(self: Task) -> Tensor | None:
@@ -92,6 +110,7 @@ def _reweighted(self: Task) -> Tensor | None:
     self.counted = self.rows = 0
     return (rows / counted.clamp(min=1)).float()
 
+# %% ../../nbs/training/10_tasks.ipynb #train-losses
 @patch
 def check_losses(self: Task) -> float | None:
     "The last training loss. FloatingPointError, naming the step, where one since the last look is no number."
@@ -110,9 +129,11 @@ def on_train_batch_end(self: Task, outputs, batch: dict, batch_idx: int):
     t, step = self.trainer, self.trainer.global_step
     if (batch_idx + 1) % t.accumulate_grad_batches: return               # a part of a step
     self.recent.append(self.step_loss)
-    if step % t.log_every_n_steps and step != 1: return
+    if not self._logs(step): return
     values = {'train/loss': self.check_losses(), 'train/grad_norm': float(self.grad_norm),
+              **{f'train/grad_norm/{name}': norm for name, norm in self.norms.items()},
               **{f"lr/{g['name']}": g['lr'] for g in t.optimizers[0].param_groups}}
+    if self.noise.value is not None: values['train/noise_scale'] = self.noise.value
     for logger in t.loggers: logger.log_metrics(values, step=step)
 
 @patch
@@ -126,6 +147,15 @@ def on_train_start(self: Task):
     self.recent, schedule = [], self.lr_schedulers()
     for group, base, factor in zip(schedule.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas):
         group['lr'] = base * factor(schedule.last_epoch)
+@patch
+def on_save_checkpoint(self: Task, checkpoint: dict):
+    "Keep what the noise scale has seen."
+    checkpoint['noise'] = self.noise.state_dict()
+
+@patch
+def on_load_checkpoint(self: Task, checkpoint: dict):
+    "Go on with the noise scale; a checkpoint of an earlier version has none."
+    if 'noise' in checkpoint: self.noise.load_state_dict(checkpoint['noise'])
 
 # %% ../../nbs/training/10_tasks.ipynb #eval-step
 @patch
