@@ -306,41 +306,9 @@ _BENCHMARKS = {
     'lengths': ('lengths', 'bench_lengths', 'language models in longer contexts than they were trained in'),
     'rules': ('rule_scaling', 'bench_rules',
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
-    'fft': ('fft_speed', 'bench_fft', ('gated',), 'time, memory and error of fft_conv, beside unfused FFTs'),
-    'widths': ('conv_widths', 'bench_conv_widths', (), 'time of fft_conv at the widths and batches of small networks'),
-    'training': ('training_speed', 'bench_training', (), 'training with workers, compiled, with blocks computed twice'),
-    'scaling': ('rule_scaling', 'bench_scaling', (), 'time of scan and fft against N, memory of dense'),
-    'equality': ('equality', 'bench_equality', (), 'special cases beside the layers they are equal to'),
-    'converted': ('converted', 'bench_converted', ('small',),
-                  'ResNet-50, GPT-2 and Mamba, converted whole, beside the originals'),
-    'relaxed': ('relaxed', 'bench_relaxed', 'trained networks with a constraint lifted, beside those that keep it'),
-    'convolutions': ('converted_conv', 'bench_converted_conv', 'converted convolutions by every rule, and by auto'),
-    'against': ('fft_against', 'bench_fft_against', 'the step of `itnet bench fft` beside that of another commit'),
-    'sweep': ('sweep', 'bench_sweep', 'kernels composed at random by every rule, against the matrix')}
-
-def bench_command(argv: list[str]) -> int:
-    "itnet bench NAME [--out FILE]: measure and print; without a name, the list of benchmarks"
-    if not argv or argv[0] in ('-h', '--help'):
-        listed = [f'  {name:13}{what}' for name, (*_, what) in _BENCHMARKS.items()]
-        print('\n'.join(['usage: itnet bench BENCHMARK [options]', '', *listed]))
-        return 0 if argv else 2
-    name, *rest = argv
-    if name not in _BENCHMARKS: raise unknown('benchmark', name, _BENCHMARKS)
-    module, function, _ = _BENCHMARKS[name]
-    experiment = importlib.import_module(f'itnet.experiments.{module}')
-    return _call_with_options(f'itnet bench {name}', getattr(experiment, function), rest)
-
-# %% ../nbs/cli.ipynb #bench
-_BENCHMARKS = {
-    'block': ('block_speed', 'bench_block', 'time and memory of ITNet and the Transformer'),
-    'far-field': ('far_field', 'bench_far_field', 'the far field with other kernels, trained at equal size'),
-    'images': ('images_speed', 'bench_images', 'throughput and memory at 224 and 384 pixels, beside ResNet-50'),
-    'decode': ('decoding', 'bench_decode', 'time and memory of one more token, beside attention with a cache'),
-    'lengths': ('lengths', 'bench_lengths', 'language models in longer contexts than they were trained in'),
-    'rules': ('rule_scaling', 'bench_rules',
-              'which rule is the fastest on this device; --save keeps the rates for its plans'),
     'fft': ('fft_speed', 'bench_fft', 'time, memory and error of fft_conv, beside unfused FFTs'),
     'widths': ('conv_widths', 'bench_conv_widths', 'time of fft_conv at the widths and batches of small networks'),
+    'training': ('training_speed', 'bench_training', (), 'training with workers, compiled, with blocks computed twice'),
     'scaling': ('rule_scaling', 'bench_scaling', 'time of scan and fft against N, memory of dense'),
     'equality': ('equality', 'bench_equality', 'special cases beside the layers they are equal to'),
     'converted': ('converted', 'bench_converted',
