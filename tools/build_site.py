@@ -16,6 +16,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 
 import check_site
 import plain
@@ -72,14 +73,17 @@ def open_source(nbs: Path, target: Path) -> Path:
 
 def process(cfg) -> Path:
     "nbdev's preparation of the notebooks, without its attempt to install Quarto; returns the folder of results."
+    from nbdev import serve
     from nbdev.quarto import refresh_quarto_yml
-    from nbdev.serve import proc_nbs
 
     refresh_quarto_yml()
     os.environ.setdefault("OMP_NUM_THREADS", "1")     # the cells that are executed only define and import
     shutil.rmtree(cfg.config_path / "_proc", ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
-        return proc_nbs(open_source(cfg.nbs_path, Path(scratch).resolve() / "nbs"), force=True)
+        source = open_source(cfg.nbs_path, Path(scratch).resolve() / "nbs")
+        # Workers are forked, as nbdev does it within a notebook, after what all of them import: elsewhere it spawns them.
+        import lightning, matplotlib.pyplot, torch, transformers  # noqa: E401, F401
+        with patch.object(serve, "IN_NOTEBOOK", True): return serve.proc_nbs(source, force=True)
 
 
 def renamed(notebook: str) -> str:

@@ -6,7 +6,6 @@
 __all__ = ['target_accuracy', 'Answered', 'Probe', 'Recall', 'draw_recall', 'SelectiveCopy']
 
 # %% ../../nbs/data/11_recall.ipynb #imports
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
@@ -120,10 +119,10 @@ def places(self: Recall) -> int: return self.length
 
 @patch
 def draw(self: Recall, split: str, count: int, g: torch.Generator) -> Answered:
-    "Sequences of a split; of train, with `fewest` to `pairs` pairs, as many of 1 to 2 times a number as of any other."
-    low = (self.fewest or self.pairs) if split == 'train' else self.pairs
-    ratio = (self.pairs + 1)/low
-    pairs = (low*ratio**torch.rand(count, generator=g, dtype=torch.float64)).long().clamp(low, self.pairs)
+    "Sequences of a split; in train, 1 over the number of pairs is uniform from `fewest` to `pairs`."
+    low, high = (self.fewest or self.pairs) if split == 'train' else self.pairs, self.pairs + 1
+    share = torch.rand(count, generator=g, dtype=torch.float64)
+    pairs = (1/(share/low + (1 - share)/high)).long().clamp(low, self.pairs)
     return draw_recall(count, pairs, self, g)
 
 # %% ../../nbs/data/11_recall.ipynb #copy
