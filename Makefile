@@ -3,6 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TRAIN := $(VENV)/.installed-train
 
 # Passed on to the command of a target, and to pip. On Linux a plain torch brings CUDA; an index of CPU builds avoids that:
 #   make demo PIP_FLAGS="--extra-index-url URL_OF_A_CPU_INDEX"
@@ -23,21 +24,33 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-9s %s\n' "$$t" "$$d"; done
 	@echo '  ARGS="..." is passed on by demo, test, lab, mutants and soak; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
 
-# The stamp is the last thing written, so an installation that fails or is interrupted is done again.
-$(STAMP): settings.ini setup.py pyproject.toml constraints.txt
-	@rm -f $@
+# $(call install,EXTRA): the environment, if it is not there, and the package with one of its extras.
+define install
 	@python="$(PYTHON)"; \
 	$$python -c '$(OLD_ENOUGH)' || { echo "Python $(MIN_PYTHON) or newer is needed, and $$python is $$($$python --version 2>&1)." \
 		"Name one: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); }
-	@echo "Installing into $(VENV); the first time takes a few minutes"
-	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[dev]'
+	@echo "Installing itnet[$(1)] into $(VENV): a few minutes the first time and about 2 GB, several more where torch comes with CUDA (PIP_FLAGS)"
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
+endef
+
+# A stamp is the last thing written, so an installation that fails or is interrupted is done again.
+DESCRIBED := settings.ini setup.py pyproject.toml constraints.txt
+$(STAMP): $(DESCRIBED)
+	@rm -f $@
+	$(call install,dev)
 	@$(BIN)/python tools/hooks.py
+	@touch $@
+
+# What a demonstration needs is less, and in the environment of development already.
+$(TRAIN): $(DESCRIBED)
+	@rm -f $@
+	$(if $(shell [ -e $(STAMP) ] && [ -z "$$(find $(DESCRIBED) -newer $(STAMP))" ] && echo there),,$(call install,train))
 	@touch $@
 
 install: $(STAMP)  ## make .venv and install the package with its development tools
 
-demo: $(STAMP)  ## train and compare one architecture on three domains
+demo: $(TRAIN)  ## train and compare one architecture on three domains
 	@$(BIN)/itnet demo $(ARGS)
 
 test: $(STAMP)  ## drift check, notebooks, tests and site, each once

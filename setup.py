@@ -1,4 +1,5 @@
 """Packaging for ITNet: everything is read from `settings.ini`, so that notebooks and package share one description."""
+import re
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -15,6 +16,28 @@ def settings() -> dict[str, str]:
     return dict(parser["DEFAULT"])
 
 
+def absolute(text: str, cfg: dict[str, str]) -> str:
+    "README as an index of packages shows it: links to notebooks lead to the site, others and pictures to the repository."
+    site, repository = f"{cfg['doc_host'].rstrip('/')}/{cfg['doc_baseurl'].strip('/')}", cfg["git_url"].rstrip("/")
+
+    def link(match: re.Match) -> str:
+        before, url = match.groups()
+        if re.match(r"[a-z][a-z0-9+.-]*:|#", url, re.I): return match[0]
+        if before.startswith("!"): return f"{before}{repository}/raw/{cfg['branch']}/{url}"
+        page = re.fullmatch(rf"{cfg['nbs_path']}/(?:(.*)/)?(?:\d+[a-zA-Z0-9]*_)?([^/]+)\.ipynb", url)
+        if page is None: return f"{before}{repository}/blob/{cfg['branch']}/{url}"
+        return f"{before}{site}/{page[1] + '/' if page[1] else ''}{page[2].lower()}.html"
+
+    return re.sub(r"(!?\[[^\]]*\]\()([^)\s]+)", link, text)
+
+
+def extras(cfg: dict[str, str]) -> dict[str, list[str]]:
+    "What each extra brings: those of settings.ini, `all` of them that a user may want, and `dev`, which is everything."
+    found = {name: cfg[f"{name}_requirements"].split() for name in ("train", "hub", "lab", "gpu")}
+    found["all"] = list(dict.fromkeys(r for some in found.values() for r in some))
+    return found | {"dev": [*found["all"], *cfg["dev_requirements"].split()]}
+
+
 cfg = settings()
 readme = ROOT / "README.md"
 package = cfg["lib_path"]
@@ -23,7 +46,7 @@ setup(
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],
-    long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
+    long_description=absolute(readme.read_text(encoding="utf-8"), cfg) if readme.exists() else "",
     long_description_content_type="text/markdown",
     author=cfg["author"],
     author_email=cfg["author_email"],
@@ -42,7 +65,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']}",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": [*cfg["dev_requirements"].split(), *cfg["gpu_requirements"].split()], "gpu": cfg["gpu_requirements"].split()},
+    extras_require=extras(cfg),
     entry_points={
         "console_scripts": cfg["console_scripts"].split(),
         "nbdev": [f"{cfg['lib_name']}={package}._modidx:d"],  # nbdev finds a symbol's page through this

@@ -94,5 +94,28 @@ def _unknown_name(package: ModuleType, name: str) -> str:
     where = f"nearest: {', '.join(near)}" if near else f'dir({package.__name__}) lists what it has'
     return f'module {package.__name__!r} has no attribute {name!r}: {where}'
 
+# %% ../nbs/face.ipynb #extras
+_EXTRAS = {                                                                 # what brings which package
+    'train': ('lightning', 'torchmetrics', 'datasets', 'sklearn', 'scipy', 'tokenizers', 'rich', 'tensorboard',
+              'psutil', 'jsonargparse', 'pyarrow', 'huggingface_hub', 'PIL', 'yaml', 'filelock', 'torchdiffeq'),
+    'hub': ('transformers',),
+    'lab': ('matplotlib', 'nbdev', 'jupyterlab', 'ipywidgets'),
+    'gpu': ('triton',)}
+
+class _Remedy:
+    "A finder that finds nothing, but says which extra has what a module of this package imports."
+    @staticmethod
+    def find_spec(name: str, path=None, target=None) -> None:
+        extra = next((extra for extra, names in _EXTRAS.items() if name in names), None)
+        if extra is None: return None
+        frame = sys._getframe(1)
+        while frame and frame.f_globals.get('__name__', '').startswith('importlib._bootstrap'): frame = frame.f_back
+        asks = frame.f_globals.get('__name__', '') if frame else ''
+        if asks.partition('.')[0] != 'itnet': return None
+        raise ModuleNotFoundError(f"{name} is not installed: pip install 'itnet[{extra}]' brings it", name=name)
+
+if __name__ == 'itnet' and not any(f.__name__ == '_Remedy' for f in sys.meta_path if isinstance(f, type)):
+    sys.meta_path.append(_Remedy)
+
 # %% ../nbs/face.ipynb #become
 if __name__ == 'itnet': sys.modules[__name__].__class__ = _Package          # not where this page is read

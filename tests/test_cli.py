@@ -111,7 +111,7 @@ def test_print_config_reads_back(itnet, tmp_path):
     ("results --fromat markdown", 2, "nearest: --format"),
     ("eval x.ckpt --split exam", 2, "split"),
     ("train sums/itnet --train.steps 0", 1, "train.steps=0"),
-    ("train sums/itnet --train.steps 1", 1, "optim.warmup=2 is longer than train.steps=1"),
+    ("train sums/itnet --train.steps 1 --optim.warmup 3", 1, "optim.warmup=3 is longer than train.steps=1"),
     ("train sums/itnet --train.device tpu", 1, "'tpu' is unknown"),
     ("train sums/itnet --train.precision 8", 1, "32-true"),
     ("train sums/itnet --data.there false", 1, "ITNET_DATA"),

@@ -48,6 +48,65 @@ def test_a_name_loads_what_it_needs(names, needs):
     assert loaded("import itnet\n" + "\n".join(f"itnet.{name}" for name in names.split())) == needs
 
 
+LIGHT = f"""
+import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+
+class Only(PathFinder):
+    "Finds everything but what the extras bring."
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {sorted(m for names in itnet._EXTRAS.values() for m in names)} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Only
+import itnet
+"""
+
+
+def test_the_light_installation_has_the_operator():
+    "Kernels, rules, layers, networks, conversions and streams, without any extra."
+    code = """
+import torch
+k = (itnet.Separable(8, heads=2, rank=2) * itnet.Implicit(2, extent=9, positive=True)).normalise()
+T = itnet.IntegralTransform(8, k)
+x = torch.randn(1, 30, 8)
+for rule in ("auto", "dense", "fft"): itnet.IntegralTransform(8, k, rule=rule)(x).sum().backward()
+T.explain(64)
+itnet.from_torch(torch.nn.Conv1d(3, 4, 3))(torch.randn(1, 3, 9))
+itnet.from_torch(torch.nn.LSTM(3, 4, batch_first=True))(torch.randn(1, 9, 3))
+from itnet.data.spec import Spec, accuracy
+itnet.build_model(itnet.ITNetConfig(8, 1), Spec("series", 2, 3, (9,), accuracy(3)))(torch.randn(1, 9, 2))
+itnet.gated_fft_conv(x, torch.randn(30, 8), x, x)
+print("fine", find_spec("lightning"))
+"""
+    assert python(LIGHT + code).split()[-2:] == ["fine", "None"]
+
+
+def test_what_is_missing_is_named_with_its_extra():
+    said = """
+import contextlib, io
+def says(extra, name, statement):
+    try: exec(statement)
+    except ModuleNotFoundError as e: assert str(e) == f"{name} is not installed: pip install 'itnet[{extra}]' brings it" and e.name == name, (statement, e)
+    else: raise AssertionError(statement)
+says("train", "lightning", "itnet.fit")
+says("train", "lightning", "from itnet.training.recipe import fit")
+says("train", "scipy", "itnet.compress")
+says("lab", "matplotlib", "import itnet.pictures")
+says("lab", "nbdev", "import itnet.docs")
+says("hub", "transformers", "from itnet.nets.hub_images import HubImageConfig; HubImageConfig().build()")
+try: import lightning
+except ModuleNotFoundError as e: assert "itnet" not in str(e)
+from itnet.cli import main
+with contextlib.redirect_stderr(io.StringIO()) as err: code = main(["results"])
+assert code == 1 and err.getvalue() == "itnet: jsonargparse is not installed: pip install 'itnet[train]' brings it\\n", err.getvalue()
+with contextlib.redirect_stdout(io.StringIO()): assert main(["-h"]) == 0
+print("fine")
+"""
+    assert python(LIGHT + said).split() == ["fine"]
+
+
 def test_names():
     "Each name is what it says, is found by all ways of importing it, and no module is hidden by it."
     assert 20 <= len(NAMES) <= 30 and len(set(NAMES)) == len(NAMES) and set(NAMES) <= set(dir(itnet))

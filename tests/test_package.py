@@ -1,5 +1,6 @@
 """The distributions: what is in them, and that each installs and runs by itself."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_contents(built):
     with tarfile.open(built["sdist"]) as tar: names = {m.name.partition("/")[2] for m in tar if m.isfile()}
     extra = {n for n in names if not n.startswith("itnet.egg-info/")}
     assert extra == MODULES | set(BUILT_FROM) | {"PKG-INFO", "setup.cfg"}
+
+
+def test_the_description_can_be_read_elsewhere(built):
+    "On an index of packages there is no checkout: every link is absolute, to a page of the site or the repository."
+    wheel = zipfile.ZipFile(built["wheel"])
+    metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith(".dist-info/METADATA"))).decode()
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)", metadata)
+    assert len(links) > 10 and all(url.startswith("https://") for _, url in links), links
+    assert not any(url.endswith(".ipynb") for _, url in links) and {url.split("/raw/")[1] for image, url in links if image} == {"main/index_files/figure-1.png"}
+    assert any(url.endswith("/start/own_data.html") for _, url in links) and any(url.endswith("/face.html") for _, url in links)
+    assert "$$" not in metadata and {"train", "hub", "lab", "gpu", "all", "dev"} <= set(re.findall(r"^Provides-Extra: (\w+)", metadata, re.M))
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
+    assert len(needed) == 4, needed
 
 
 @pytest.mark.parametrize("kind", ["sdist", "wheel"])

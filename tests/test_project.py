@@ -55,7 +55,7 @@ def test_version_is_the_packages():
     assert itnet.__version__ == settings()["version"]
 
 
-@pytest.mark.parametrize("kind", ["requirements", "gpu_requirements", "dev_requirements"])
+@pytest.mark.parametrize("kind", [key for key in settings() if key.endswith("requirements")])
 def test_constraints_pin_every_requirement(kind):
     versions = pins()
     for requirement in map(Requirement, settings()[kind].split()):
@@ -68,13 +68,27 @@ def test_imports_are_declared():
     "Every package that itnet/ imports, at the top of a module or inside a function, is a requirement of settings.ini."
     names = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
     of = lambda key: {names.get(n, n) for n in (Requirement(r).name for r in settings()[key].split())}
-    declared = of("requirements") | {"itnet"}
+    declared = of("requirements").union({"itnet"}, *(of(f"{extra}_requirements") for extra in ("train", "hub", "lab")))
     for file in (ROOT / "itnet").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             found = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
             for name in (f.split(".")[0] for f in found):
                 optional = of("gpu_requirements") if file.is_relative_to(ROOT / "itnet/gpu") else set()        # imported when a GPU asks for it
                 assert name in declared | optional or name in sys.stdlib_module_names, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_extras():
+    "What the package says of its extras is what settings.ini has, and the libraries that were asked for are declared."
+    import itnet
+
+    names = {"scikit-learn": "sklearn", "pillow": "PIL", "pyyaml": "yaml"}
+    of = {extra: {names.get(n, n) for n in (Requirement(r).name for r in settings()[f"{extra}_requirements"].split())} for extra in itnet._EXTRAS}
+    for extra, brings in itnet._EXTRAS.items(): assert set(brings) <= of[extra], extra
+    light = {Requirement(r).name for r in settings()["requirements"].split()}
+    assert light == {"numpy", "torch", "fastcore", "platformdirs"}
+    assert {"nbdev", "lightning", "torchmetrics", "datasets", "matplotlib", "jupyterlab"} <= set().union(*of.values())
+    extras = {e for e in metadata.distribution("itnet").metadata.get_all("Provides-Extra") or []}
+    assert {"dev", "gpu"} <= extras
 
 
 def test_a_kernel_of_the_lab_finds_its_widgets():
@@ -160,6 +174,13 @@ def test_no_machine_paths():
         text = path.read_text(encoding="utf-8", errors="replace")
         found += [f"{path.relative_to(ROOT)}: {text[max(0, m.start() - 20):m.end() + 30]!r}" for m in HERE.finditer(text)]
     assert not found, "\n".join(found)
+
+
+def test_readme_is_one_screen():
+    "What, for whom, how, one table, where to go: the rest is in pages."
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 100 and len(text) < 9000, (len(text.splitlines()), len(text))
+    assert text.count("```python") == 1 and text.count("ms a step") == 1
 
 
 def test_readme_links_work_in_the_checkout():

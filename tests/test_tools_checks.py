@@ -177,6 +177,19 @@ def test_a_failed_install_leaves_no_stamp(checkout):
     assert make(checkout, "install").returncode == 0 and installs(checkout) == 1
 
 
+def test_a_demonstration_needs_less(checkout):
+    "`make demo` installs what training needs, once, and nothing where everything is there."
+    itnet = checkout / ".venv" / "bin" / "itnet"
+    itnet.write_text("#!/bin/sh\n")
+    itnet.chmod(0o755)
+    done = make(checkout, "demo")
+    assert done.returncode == 0 and "GB" in done.stdout and installs(checkout) == 1 and ".[train]" in (checkout / "calls").read_text()
+    assert make(checkout, "demo").returncode == 0 and installs(checkout) == 0
+    (checkout / ".venv" / ".installed-train").unlink()
+    assert make(checkout, "install").returncode == 0 and installs(checkout) == 1 and ".[dev]" in (checkout / "calls").read_text()
+    assert make(checkout, "demo").returncode == 0 and installs(checkout) == 0
+
+
 def test_an_old_python_is_named(checkout):
     old = checkout / "python-old"
     old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1"\nexit $([ "$1" = --version ] && echo 0 || echo 1)\n')

@@ -16,7 +16,8 @@ def direct() -> list[Requirement]:
     "The requirements that settings.ini names, for use and for development."
     parser = ConfigParser(delimiters=["="])
     parser.read(SETTINGS, encoding="utf-8")
-    found = [Requirement(r) for key in ("requirements", "gpu_requirements", "dev_requirements") for r in parser["DEFAULT"][key].split()]
+    lines = (value for key, value in parser["DEFAULT"].items() if key.endswith("requirements"))
+    found = [Requirement(r) for value in lines for r in value.split()]
     return [r for r in found if r.marker is None or r.marker.evaluate()]
 
 

@@ -30,7 +30,9 @@ class Columns:
 
 # %% ../../nbs/data/01_columns.ipynb #column
 @patch
-def column(self: Columns, name: str): # -> pyarrow.ChunkedArray without nulls and dictionaries
+def column(self: Columns, name: str,
+           gaps: bool = False # may values be missing?
+    ): # -> pyarrow.ChunkedArray without dictionaries, and without nulls if there may be no gaps
     "A column as it is stored. ValueError where it is not there, has no rows or lacks a value."
     import pyarrow as pa
     names = self.table.column_names
@@ -42,7 +44,7 @@ def column(self: Columns, name: str): # -> pyarrow.ChunkedArray without nulls an
     found = self.table.column(name)
     if not len(found): raise self.error(name, None, 'has no rows: a split has at least one example')
     if pa.types.is_dictionary(found.type): found = found.cast(found.type.value_type)
-    self.present(name, found)
+    if not gaps: self.present(name, found)
     return found
 
 @patch
@@ -87,6 +89,26 @@ def labels(self: Columns,
         raise self.error(name, int(wrong[0]), f'is {values[wrong[0]]}, and {len(wrong):,} of {len(values):,} are out '
                          f'of range: labels of {classes} classes are from 0 to {classes - 1}')
     return torch.from_numpy(values.astype(np.int64))
+
+# %% ../../nbs/data/01_columns.ipynb #numbers
+@patch
+def numbers(self: Columns,
+            name: str,
+            gaps: bool = False # NaN where a number is missing, instead of an error
+    ) -> Tensor: # (n,) float64
+    "The numbers of a column. ValueError for another type, for infinity, and for a gap where there may be none."
+    import pyarrow as pa
+    found = self.column(name, gaps)
+    kinds = pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null
+    if not any(kind(found.type) for kind in kinds):
+        raise self.error(name, None, f'holds {found.type}, expected numbers: store it as integers or floats')
+    values = torch.from_numpy(found.cast(pa.float64()).to_numpy().copy())
+    wrong = values.isinf() if gaps else ~values.isfinite()
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise self.error(name, row, f'is {values[row].item()}, and {int(wrong.sum()):,} of {len(values):,} are no '
+                                    'numbers: mend them, or leave the rows out')
+    return values
 
 # %% ../../nbs/data/01_columns.ipynb #pixels
 @patch

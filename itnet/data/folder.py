@@ -143,7 +143,7 @@ def hashed_split(name: str,                       # of a picture, below its fold
 def _pictures(path: str, validation: float, test: float) -> tuple[tuple[str, ...], dict]:
     "Classes, and of each split its pictures and their classes, all of which can be read."
     root = Path(path).expanduser()
-    if not root.is_dir(): raise ValueError(f'{path!r} is no folder: give --data.path a folder of pictures')
+    if not path or not root.is_dir(): raise ValueError(f'{path!r} is no folder: give --data.path a folder of pictures')
     named = {split: next((root / n for n in names if (root / n).is_dir()), None) for split, names in
              dict(train=('train',), validation=('validation', 'val', 'valid'), test=('test',)).items()}
     if named['train'] is None: classes, parts = _by_hash(root, validation, test)

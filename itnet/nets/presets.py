@@ -9,10 +9,12 @@ __all__ = ['ITNetConfig', 'TransformerConfig', 'ResNetConfig', 'LSTMConfig', 'bu
 from dataclasses import dataclass, field, replace
 import torch.nn as nn
 from ..data.source import LATER, check_integers
+from ..data.spec import HEADS
 from .backbone import ITNet
 from .baselines import ResNet, StackedLSTM, Transformer, check_stages
 from .block import check_block, check_causal, check_heads
 from .heads import ImageClassifier, LanguageModel, PairClassifier, SequenceClassifier
+from .numbers import Forecaster, SeriesModel, TableModel
 
 # %% ../../nbs/nets/40_presets.ipynb #itnet-config
 @dataclass(frozen=True)
@@ -98,10 +100,13 @@ def build_model(config,          # one of the above; or its `dim`, `build(dims, 
     if spec.head == 'language': return LanguageModel(backbone, spec.inputs, config.dim)
     if spec.head == 'sequence': return SequenceClassifier(backbone, spec.inputs, spec.outputs, config.dim)
     if spec.head == 'pair': return PairClassifier(backbone, spec.inputs, spec.outputs, config.dim)
-    if spec.head == 'image':
-        stem = config.stem(spec.inputs, len(spec.shape)) if hasattr(config, 'stem') else None
-        return ImageClassifier(backbone, spec.inputs, spec.outputs, config.dim, stem)
-    raise ValueError(f'unknown head {spec.head!r}: expected image, sequence, pair or language')
+    if spec.head == 'table': return TableModel(backbone, spec.inputs, spec.outputs, config.dim)
+    if spec.head == 'forecast': return Forecaster(backbone, spec.inputs, spec.outputs, spec.horizon, config.dim)
+    if spec.head not in ('image', 'series'):
+        raise ValueError(f'unknown head {spec.head!r}: expected one of {", ".join(HEADS)}')
+    stem = config.stem(spec.inputs, len(spec.shape)) if hasattr(config, 'stem') else None
+    whole = ImageClassifier if spec.head == 'image' else SeriesModel
+    return whole(backbone, spec.inputs, spec.outputs, config.dim, stem)
 
 # %% ../../nbs/nets/40_presets.ipynb #parameters
 def parameters(model: nn.Module) -> int:

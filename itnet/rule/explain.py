@@ -29,6 +29,16 @@ def structure_in_words(kernel: Kernel) -> str:
         has.append('lags ' + ' × '.join(ends))
     return ', '.join(has + ['normalised'] * (s is not kernel.structure)) or 'nothing declared'
 
+def _unit(seconds: float) -> tuple[float, str]:
+    "In what times are shown beside the one that counts, and how many of it a second has."
+    return (1., 's') if seconds >= 10 else (1e3, 'ms')
+
+def _aligned(cells: list[list[str]], chosen: str) -> list[str]:
+    "Rows of a table whose columns never run together, the chosen rule marked."
+    widths = [max(9, *(len(row[i]) for row in cells)) + 1 for i in range(1, 5)]
+    return [f'{"→" if name == chosen else " "} {name:12}' + ''.join(f'{n:>{w}}' for n, w in zip(numbers, widths)) +
+            f'  {how}' for name, *numbers, how in cells]
+
 def explain(kernel: Kernel,
             measure: Measure,
             channels: int = 1,                # d, per head
@@ -45,16 +55,17 @@ def explain(kernel: Kernel,
     rows = batch * (channels if mixing is None else 1)
     lines = [f'structure: {structure_in_words(kernel)}', f'measure:   {measure.describe()}']
     if mixing is not None: lines.append(f'matrices:  {mixing.outputs} × {mixing.inputs} in {mixing.groups} groups')
-    lines.append(f'  {"rule":12}{"GFLOP":>10}{"MB moved":>10}{"MB held":>10}{"ms":>10}  how')
-    for o in options(kernel, measure, channels, batch, table, None, mixing):
-        if o.missing:
-            lines.append(f'  {o.rule:12}no: needs {o.missing}')
-            continue
-        flops = o.cost.once + batch * o.cost.flops
+    found = options(kernel, measure, channels, batch, table, None, mixing)
+    factor, unit = _unit(next(o.seconds for o in found if o.rule == chosen))
+    cells = [['rule', 'GFLOP', 'MB moved', 'MB held', unit, 'how']]
+    for o in found:
+        if o.missing: continue
         how = RULES[o.rule].on(kernel).describe(o.cost, kernel, measure, rows)
         moved, held = batch * o.cost.moved / 2**20, batch * o.cost.held / 2**20
-        lines.append(f'{"→" if o.rule == chosen else " "} {o.rule:12}{flops / 1e9:10.3f}{moved:10.1f}{held:10.1f}'
-                     f'{o.seconds * 1e3:10.2f}  {how}')
+        flops = (o.cost.once + batch * o.cost.flops) / 1e9
+        cells.append([o.rule, f'{flops:.3f}', f'{moved:.1f}', f'{held:.1f}', f'{o.seconds * factor:.2f}', how])
+    lines += _aligned(cells, chosen)
+    lines += [f'  {o.rule:12}no: needs {o.missing}' for o in found if o.missing]
     return '\n'.join([*lines, f'rates:     {table}'])
 
 # %% ../../nbs/rule/90_explain.ipynb #model

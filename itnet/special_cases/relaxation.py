@@ -145,6 +145,11 @@ class Future(nn.Module):
 # %% ../../nbs/special_cases/80_relaxation.ipynb #relax
 _FREEDOMS = dict(zip(CONSTRAINTS, (PositionFactor, ContentFactor, Far, Future)))
 
+def _refuse_to_share(*args, **options):
+    "In the place of `save_pretrained`: transformers would read back the constrained network, and leave the rest out."
+    raise ValueError('a relaxed network is more than transformers can read back: save its state_dict with torch.save, '
+                     'and load it into the same network, converted and relaxed alike')
+
 def relax(model: nn.Module,
           free: str | list[str],             # one of `CONSTRAINTS`, or several
           example: tuple | dict,             # arguments of the model, from which shapes are read
@@ -172,6 +177,8 @@ def relax(model: nn.Module,
         done.add(key)
         if integral.kind not in layer.freedom: layer.freedom[integral.kind] = nn.ModuleList()
         layer.freedom[integral.kind].append(_FREEDOMS[constraint](integral, rank))
+    for layer in model.modules():
+        if hasattr(layer, 'save_pretrained'): layer.save_pretrained = _refuse_to_share
     return model
 
 def freed(model: nn.Module) -> dict[str, list[str]]:

@@ -95,7 +95,8 @@ _ADVICE = ('num_workers', 'does not have many workers', 'LeafSpec', 'isinstance.
 @contextmanager
 def settled(threads: int | None):
     "Threads as asked for, cuDNN's deterministic kernels, Lightning without advice; everything as before afterwards"
-    if threads is not None and not 1 <= threads <= 4096: raise ValueError(f'{threads} threads: choose from 1 to 4,096')
+    most = max(8, 2 * (os.cpu_count() or 1))                            # more get in each other's way
+    if threads is not None and not 1 <= threads <= most: raise ValueError(f'{threads} threads: choose from 1 to {most}')
     before, cudnn = torch.get_num_threads(), torch.backends.cudnn
     logs = [logging.getLogger(f'lightning.{part}') for part in ('pytorch', 'fabric')]
     state = [log.level for log in logs], cudnn.deterministic, cudnn.benchmark

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments', 'add_help', 'add_section', 'recipe_parser',
-           'check_words', 'check_file', 'parse', 'read_section', 'read_recipe', 'section_words', 'as_yaml']
+           'check_words', 'check_file', 'bracketed', 'worded', 'parse', 'read_section', 'read_recipe', 'section_words',
+           'as_yaml']
 
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
+import re
 from dataclasses import fields, replace
 from itertools import islice
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 # %% ../../nbs/training/45_overrides.ipynb #nearest
 class Usage(Exception): "The command line is wrong: exit code 2"
@@ -98,6 +100,36 @@ def check_file(path: str, known: set[str]):
             if f'{s}.{k}' not in options: raise unknown(f'field in {path}', f'{s}.{k}', options)
         if s not in SECTIONS: raise unknown(f'section in {path}', str(s), SECTIONS)
 
+# %% ../../nbs/training/45_overrides.ipynb #words
+def bracketed(p, argv: list[str]) -> list[str]:
+    "The words, with brackets around the values of options that take lists."
+    lists = {o for a in p._actions for o in a.option_strings if a.nargs is None and _takes_list(a)}
+    def one(i, word):
+        name, equals, value = word.partition('=')
+        if word.startswith('--') and equals: return f'{name}={_in_brackets(value)}' if name in lists else word
+        return _in_brackets(word) if i and argv[i - 1] in lists else word
+    return [one(i, word) for i, word in enumerate(argv)]
+
+def _takes_list(action) -> bool:
+    hint = getattr(action, '_typehint', None)
+    return any(get_origin(h) in (list, tuple) for h in (hint, *get_args(hint)))
+
+def _in_brackets(value: str) -> str:
+    return value if value.startswith(('[', '(', '{')) or value == 'null' else f'[{value}]'
+
+_SPOKEN = {'int': 'a whole number', 'float': 'a number', 'bool': 'true or false', 'str': 'text', 'NoneType': 'null',
+          'list': 'a list, such as 1,2', 'tuple': 'a list, such as 1,2', 'dict': 'fields'}
+
+def worded(
+    message: str    # what jsonargparse says
+) -> str:           # one line
+    "An error of the parser without the names of types."
+    kinds = lambda found: ' or '.join(dict.fromkeys(_SPOKEN.get(k, k) for k in re.findall(r"<class '(\w+)'>", found)))
+    message = re.sub(r'^Parser key "([^"]+)": ', r'--\1: ', ' '.join(message.split()))
+    union = re.match(r'(--\S+: ).*?Subtypes: \[(.*?)\] Errors: .* Given value: (.*)$', message)
+    if union: return f'{union[1]}expected {kinds(union[2])}, got {union[3]}'
+    return re.sub(r"Expected an? (<class '\w+'>)\. Got value: ", lambda m: f'expected {kinds(m[1])}, got ', message)
+
 # %% ../../nbs/training/45_overrides.ipynb #parse
 def _check_size(name: str, value) -> None:
     "Raise `Usage` for an integer that no array, and no loop, could have the length of, in lists as well."
@@ -109,8 +141,8 @@ def parse(p, argv: list[str]):
     "The parsed namespace; raises `Usage` with one line for anything wrong"
     from argparse import ArgumentError
     check_words(p, argv)
-    try: found = p.parse_args(argv)
-    except (ArgumentError, TypeError, ValueError, OverflowError) as e: raise Usage(' '.join(str(e).split())) from None
+    try: found = p.parse_args(bracketed(p, argv))
+    except (ArgumentError, TypeError, ValueError, OverflowError) as e: raise Usage(worded(str(e))) from None
     for name, value in found.items(): _check_size(name, value)
     return found
 
@@ -123,7 +155,13 @@ def read_section(section: str, obj, cfg):
     return type(obj)(**values)
 
 def read_recipe(recipe, cfg):
-    "The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do"
+    """The recipe with the values of a parsed namespace; raises ValueError as its dataclasses do.
+
+    A warm-up that nobody has changed is made a tenth of the steps where it is longer than all of them: a run of a few
+    steps is tried with one option.
+    """
+    optim, steps = cfg['optim'], cfg['train']['steps']
+    if optim['warmup'] == recipe.optim.warmup > (steps or 0) > 0: optim['warmup'] = steps // 10
     return replace(recipe, **{s: read_section(s, getattr(recipe, s), cfg) for s in SECTIONS})
 
 # %% ../../nbs/training/45_overrides.ipynb #section-words

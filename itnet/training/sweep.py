@@ -55,12 +55,18 @@ def varied(recipes: list[Recipe]) -> dict[str, list]:
     values = {field: [value(r, field) for r in recipes] for field in fields if field != 'train.seed'}
     return {field: found for field, found in values.items() if any(v != found[0] for v in found)}
 
+def _as_word(value) -> str:
+    "A value as the command line reads it."
+    if isinstance(value, (list, tuple)): return f"[{','.join(map(_as_word, value))}]"
+    if value is None or isinstance(value, bool): return {None: 'null', True: 'true', False: 'false'}[value]
+    return str(value)
+
 def train_commands(word: str,               # the recipe, as `itnet train` takes it
                    recipes: list[Recipe]
                   ) -> list[str]:
     "A line of the command line for each run, for whoever has a cluster."
     fields = varied(recipes)
-    options = lambda i: [f'--{field}={values[i]}' for field, values in fields.items()]
+    options = lambda i: [f'--{field}={_as_word(values[i])}' for field, values in fields.items()]
     return [shlex.join(['itnet', 'train', word, *options(i), f'--train.seed={r.train.seed}'])
             for i, r in enumerate(recipes)]
 
