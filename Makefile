@@ -30,7 +30,7 @@ define install
 	$$python -c '$(OLD_ENOUGH)' || { echo "Python $(MIN_PYTHON) or newer is needed, and $$python is $$($$python --version 2>&1)." \
 		"Name one: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); }
-	@echo "Installing itnet[$(1)] into $(VENV): a few minutes the first time and about 2 GB, several more where torch comes with CUDA (PIP_FLAGS)"
+	@echo "Installing itnet[$(1)] into $(VENV): a few minutes the first time, and up to 2.6 GB, several more where torch comes with CUDA (PIP_FLAGS)"
 	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
 endef
 

@@ -65,7 +65,7 @@ class PairClassifier(nn.Module):
         if x.ndim != 3 or x.shape[1] != 2:
             raise ValueError(f'tokens of shape {tuple(x.shape)}: expected two sequences of each example, (B, 2, N)')
         x, mask = x.flatten(0, 1), None if mask is None else mask.flatten(0, 1)
-        _check_tokens(x, mask, self.vocab)
+        _check_tokens(x, self.vocab, mask=mask)
         u, measure = self.backbone(_look_up(self.embed.weight, x), Measure.sequence(x.shape[1], mask))
         a, b = mean(u, measure).unflatten(0, (-1, 2)).unbind(1)
         return self.out(F.gelu(self.compare(torch.cat([a, b, a * b, a - b], -1))))
