@@ -308,7 +308,7 @@ _BENCHMARKS = {
               'which rule is the fastest on this device; --save keeps the rates for its plans'),
     'fft': ('fft_speed', 'bench_fft', 'time, memory and error of fft_conv, beside unfused FFTs'),
     'widths': ('conv_widths', 'bench_conv_widths', 'time of fft_conv at the widths and batches of small networks'),
-    'training': ('training_speed', 'bench_training', (), 'training with workers, compiled, with blocks computed twice'),
+    'training': ('training_speed', 'bench_training', 'training with workers, compiled, with blocks computed twice'),
     'scaling': ('rule_scaling', 'bench_scaling', 'time of scan and fft against N, memory of dense'),
     'equality': ('equality', 'bench_equality', 'special cases beside the layers they are equal to'),
     'converted': ('converted', 'bench_converted',

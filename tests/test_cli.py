@@ -322,6 +322,12 @@ def test_explain(itnet, recipes, monkeypatch, tmp_path):
     assert "grid of 8 × 8 points" in itnet("explain --recipe digits/itnet")[1]
 
 
+def test_every_benchmark_is_there():
+    from itnet.cli import _BENCHMARKS
+    for name, (module, function, words) in _BENCHMARKS.items():
+        assert callable(getattr(importlib.import_module(f"itnet.experiments.{module}"), function)) and words, name
+
+
 def test_bench_rules_measures_and_keeps(itnet, recipes, monkeypatch, tmp_path):
     monkeypatch.setenv("ITNET_CACHE", str(tmp_path / "cache"))
     code, out, err = itnet("bench rules --lengths [16,32] --repeat 1 --threads 1")

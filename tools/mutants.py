@@ -6,11 +6,13 @@
     python tools/mutants.py --check            # only whether each still fits its file, in a second
 
 A mistake is a text of a module, what stands there instead, and the tests that must fail with it. It is planted in a copy
-of the checkout, never in the checkout itself. The status is 1 if a mistake was not found, or no longer fits its file:
+of the checkout, never in the checkout itself, and there in the module's notebook as well. The status is 1 if a mistake was not found, or no longer fits its file:
 then the list has to follow the code. `make mutants` runs it; it takes too long for `make test`.
 """
 import argparse
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -61,14 +63,30 @@ def tested(mutant: dict, root: Path) -> tuple[int, str]:
     return done.returncode, (done.stdout + done.stderr)[-1500:]
 
 
+def with_mistake(mutant: dict, root: Path) -> dict[Path, str]:
+    "The module with the mistake and, since a notebook defines what it exports itself, the notebook that it comes from."
+    file = root / mutant["file"]
+    module = file.read_text(encoding="utf-8")
+    found = {file: module.replace(mutant["old"], mutant["new"])}
+    if not (line := re.search(r"File to edit: (\S+\.ipynb)\.", module)): return found
+    notebook = (file.parent / line[1]).resolve()
+    cells = json.loads(notebook.read_text(encoding="utf-8"))
+    for cell in cells["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("#| export"): cell["source"] = source.replace(mutant["old"], mutant["new"])
+    return found | {notebook: json.dumps(cells)}
+
+
 def planted(mutant: dict, root: Path) -> str:
     "What became of a mistake: `found`, or what is wrong. The copy is as before afterwards."
     if why := unfit(mutant, root): return why
-    file = root / mutant["file"]
-    whole = file.read_text(encoding="utf-8")
-    file.write_text(whole.replace(mutant["old"], mutant["new"]), encoding="utf-8")
-    try: status, said = tested(mutant, root)
-    finally: file.write_text(whole, encoding="utf-8")
+    changed = with_mistake(mutant, root)
+    before = {file: file.read_text(encoding="utf-8") for file in changed}
+    try:
+        for file, text in changed.items(): file.write_text(text, encoding="utf-8")
+        status, said = tested(mutant, root)
+    finally:
+        for file, text in before.items(): file.write_text(text, encoding="utf-8")
     if status == 1: return "found"
     return f"not found by {' '.join(mutant['tests'])}" if status == 0 else f"the tests could not run:\n{said}"
 

@@ -9,18 +9,15 @@ __all__ = ['group_norms', 'NoiseScale']
 import math
 import torch
 from torch import Tensor
+from .sharding import unsharded
 
 # %% ../../nbs/training/09_gradients.ipynb #norms
-def _plain(t: Tensor) -> Tensor:
-    "A tensor of this process, whole where it is spread over several."
-    return t.full_tensor() if hasattr(t, 'full_tensor') else t
-
 def group_norms(
     groups: list[dict]      # of an optimiser, each with a name and its parameters
 ) -> dict[str, Tensor]:     # by name, each ()
     "The norm of the gradient of each group, before it is clipped; 0 where there is none."
     grads = {g['name']: [p.grad for p in g['params'] if p.grad is not None] for g in groups}
-    return {name: _plain(torch.nn.utils.get_total_norm(ts)) if ts else torch.zeros(()) for name, ts in grads.items()}
+    return {name: unsharded(torch.nn.utils.get_total_norm(ts)) if ts else torch.zeros(()) for name, ts in grads.items()}
 
 # %% ../../nbs/training/09_gradients.ipynb #noise
 class NoiseScale:
@@ -39,7 +36,7 @@ class NoiseScale:
                  if p.grad is not None and 'exp_avg' in optimizer.state.get(p, {})]
         weight = float(self.weight)
         if not pairs or weight <= 0 or not math.isfinite(norm): return
-        along = float(_plain(sum((g * m).sum() for g, m in pairs))) / weight
+        along = float(unsharded(sum((g * m).sum() for g, m in pairs))) / weight
         self.signal = self.decay * self.signal + (1 - self.decay) * along
         self.noise = self.decay * self.noise + (1 - self.decay) * batch * (norm**2 - along)
 
@@ -49,7 +46,7 @@ class NoiseScale:
                clip: float                  # the largest norm allowed; infinite: not clipped
               ) -> None:
         "The share that this step's gradient has in the first moment; a step that a float16 scaler leaves out has none."
-        beta, norm = optimizer.param_groups[0]['betas'][0], _plain(norm.detach())
+        beta, norm = optimizer.param_groups[0]['betas'][0], unsharded(norm.detach())
         after = beta * self.weight.to(norm) + (1 - beta) * (clip / (norm + 1e-6)).clamp(max=1)
         self.weight = torch.where(norm.isfinite(), after, self.weight.to(norm))
 
