@@ -13,10 +13,10 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .columns import Columns
-from .source import Data, Indexed, check_integers, checksum
+from .source import Data, check_integers, checksum
 from .spec import Spec
-from .table import (TASKS, Target, check_shares, number_scores, read_table, read_target, scaled_target,
-                              split_rows, stamp, target_spec)
+from .table import (TASKS, Labelled, Target, check_shares, read_table, read_target, scaled_target, split_rows,
+                              stamp, target_spec)
 
 # %% ../../nbs/data/37_signals.ipynb #read
 def read_signals(rows: Columns, name: str, # a column of lists; '': every column but the target is a sample
@@ -43,22 +43,21 @@ def read_signals(rows: Columns, name: str, # a column of lists; '': every column
     return made
 
 # %% ../../nbs/data/37_signals.ipynb #signals
-class Recordings(Indexed):
+class Recordings(Labelled):
     "Signals of one channel, standardised together, and what is to be told from them."
     def __init__(self,
                  signals: list[Tensor], # (n,) each
                  target: Tensor, # (len(signals),) long, or (len(signals), 1)
                  scale: float # what numbers were divided by
         ):
-        self.signals, self.labels, self.scale = signals, target, scale
-    def __len__(self): return len(self.signals)
+        super().__init__(target, scale)
+        self.signals = signals
     def checksum(self): return checksum(*self.signals, self.labels)
     def batch(self, index):
         some = [self.signals[i] for i in index.tolist()]
         x = torch.nn.utils.rnn.pad_sequence(some, batch_first=True)[..., None]
         mask = torch.arange(x.shape[1]) < torch.tensor([len(s) for s in some])[:, None]
         return {'x': x, 'target': self.labels[index], 'mask': mask}
-    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
 
 # %% ../../nbs/data/37_signals.ipynb #file
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'read_table', 'stamp', 'Target', 'read_target', 'check_shares', 'split_rows', 'target_spec', 'scaled_target',
-           'number_scores', 'read_cells', 'TableRows', 'TableFile']
+           'number_scores', 'read_cells', 'Labelled', 'TableRows', 'TableFile']
 
 # %% ../../nbs/data/35_table.ipynb #imports
 from dataclasses import dataclass
@@ -130,7 +130,17 @@ def read_cells(rows: Columns, names: list[str]) -> tuple[list[str], Tensor]: # (
     return list(found), torch.stack([*found.values()], 1)
 
 # %% ../../nbs/data/35_table.ipynb #rows
-class TableRows(Indexed):
+class Labelled(Indexed):
+    "Examples with a class or a number each, that is to be told from them."
+    def __init__(self,
+                 target: Tensor, # (n,) long or (n, 1)
+                 scale: float # what numbers were divided by
+        ):
+        self.labels, self.scale = target, scale
+    def __len__(self): return len(self.labels)
+    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
+
+class TableRows(Labelled):
     "Standardised rows, and what is to be told from them."
     def __init__(self,
                  cells: Tensor, # (n, C), NaN where there is none
@@ -138,14 +148,13 @@ class TableRows(Indexed):
                  gaps: bool, # are there empty cells anywhere, so that batches have a mask?
                  scale: float # what numbers were divided by
         ):
-        self.cells, self.labels, self.gaps, self.scale = cells, target, gaps, scale
-    def __len__(self): return len(self.cells)
+        super().__init__(target, scale)
+        self.cells, self.gaps = cells, gaps
     def checksum(self): return checksum(self.cells, self.labels)
     def batch(self, index):
         x = self.cells[index][..., None]
         mask = {'mask': ~x[..., 0].isnan()} if self.gaps else {}
         return {'x': x.nan_to_num(0.), 'target': self.labels[index], **mask}
-    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
 
 # %% ../../nbs/data/35_table.ipynb #table
 @dataclass(frozen=True)
