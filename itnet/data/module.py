@@ -7,6 +7,7 @@ __all__ = ['Order', 'Loader', 'check_range', 'check_splits', 'DataModule']
 
 # %% ../../nbs/data/40_module.ipynb #imports
 from collections.abc import Iterator
+from functools import cached_property
 import lightning
 import torch
 from fastcore.basics import patch
@@ -154,10 +155,14 @@ class DataModule(lightning.LightningDataModule):
         if num_workers < 0: raise ValueError(f'num_workers must be ≥ 0, got {num_workers}')
         self.data, self.seed, self.num_workers, self.sets = data, seed, num_workers, None
         self.parts, self.share = parts, share
-    @property
+    @cached_property
     def spec(self) -> Spec:
         "What a model must know."
         return self.data.spec
+    @cached_property
+    def _state(self) -> dict[str, str]:
+        "What the data give a checkpoint; of the time of the set-up, whatever happens to their files during a run."
+        return getattr(self.data, 'state', dict)()
     def setup(self, stage: str | None = None) -> None:
         "Make the data sets and check them, once."
         if self.sets is not None: return
@@ -166,7 +171,8 @@ class DataModule(lightning.LightningDataModule):
         train = sets['train']
         Order(len(train), self.data.batch_size, True, 0, self.parts, self.share, *_habits(train))
         self.sets = sets
-    def state_dict(self) -> dict[str, str]: return getattr(self.data, 'state', dict)()
+        self.spec, self._state
+    def state_dict(self) -> dict[str, str]: return self._state
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state != self.state_dict(): self.data.check_state(state)
 

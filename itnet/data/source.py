@@ -33,10 +33,11 @@ def checksum(*parts: np.ndarray | Tensor | bytes | str # content, in order
         if isinstance(p, np.ndarray):
             kind, p = p.shape, np.ascontiguousarray(p)
             p = p.astype(p.dtype.newbyteorder('<'), copy=False)
-            head, p = f'{p.dtype.str}{kind}', p.tobytes()
+            head, p = f'{p.dtype.str}{kind}', p.reshape(-1).view(np.uint8)           # what may be a map of a file
         elif isinstance(p, bytes): head = f'bytes({len(p)})'
         else: raise ValueError(f'checksum takes arrays, tensors, bytes or text, got {type(p).__name__}')
-        h.update(head.encode() + p)
+        h.update(head.encode())
+        h.update(p)
     return h.hexdigest()
 
 # %% ../../nbs/data/00_source.ipynb #seed
