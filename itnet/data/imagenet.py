@@ -9,11 +9,10 @@ __all__ = ['IN_MEMORY', 'IMAGE_SAMPLES', 'Encoded', 'is_large', 'remembered', 'r
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 from .augment import Augmented
-from .cache import cache_folder, whole_file
+from .cache import cache_folder, until_changed, whole_file
 from .columns import Columns
 from .folder import Photographs, check_images
 from .source import check_integers, checksum, read_split, resolve
@@ -65,7 +64,7 @@ def read_mapped(files: list[Path], where: str) -> Columns:
 # %% ../../nbs/data/34_imagenet.ipynb #imagenet
 IMAGE_SAMPLES = 'imagenet-samples'
 
-@lru_cache(maxsize=2)
+@until_changed(resolve)
 def _pictures_of(name: str, split: str, path: str | None, revision: str | None):
     "The encoded pictures of a split, all of which can be decoded, and their classes."
     files = resolve(name, split, path, revision)
