@@ -480,7 +480,7 @@ def test_mutated_records_never_end_the_table(tmp_path, monkeypatch, capfd):
 def test_what_ends_several_runs_lets_each_save(tmp_path, number):
     long = replace(RECIPE, train=replace(RECIPE.train, steps=10**6))
     parent = child(run_all, [long.seeded(0), long.seeded(1)], tmp_path / "runs", tmp_path / "results", False, True, 2)
-    until = time.time() + 60
+    until = time.time() + 150
     while len(list(tmp_path.glob("runs/*/last.ckpt"))) < 2 and time.time() < until: time.sleep(.1)
     os.kill(parent.pid, number)
     assert ended(parent) != 0
