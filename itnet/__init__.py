@@ -97,7 +97,8 @@ def _unknown_name(package: ModuleType, name: str) -> str:
 # %% ../nbs/face.ipynb #extras
 _EXTRAS = {                                                                 # what brings which package
     'train': ('lightning', 'torchmetrics', 'datasets', 'sklearn', 'scipy', 'tokenizers', 'rich', 'tensorboard',
-              'psutil', 'jsonargparse', 'pyarrow', 'huggingface_hub', 'PIL', 'yaml', 'filelock', 'torchdiffeq'),
+              'psutil', 'jsonargparse', 'pyarrow', 'huggingface_hub', 'PIL', 'yaml', 'filelock', 'torchdiffeq',
+              'kornia'),
     'hub': ('transformers',),
     'lab': ('matplotlib', 'nbdev', 'jupyterlab', 'ipywidgets'),
     'gpu': ('triton',)}

@@ -92,6 +92,7 @@ def says(extra, name, statement):
 says("train", "lightning", "itnet.fit")
 says("train", "lightning", "from itnet.training.recipe import fit")
 says("train", "scipy", "itnet.compress")
+says("train", "kornia", "from itnet.data.augment import operate; import torch; operate(torch.zeros(1, 3, 4, 4), 'rotate', torch.zeros(1))")
 says("lab", "matplotlib", "import itnet.pictures")
 says("lab", "nbdev", "import itnet.docs")
 says("hub", "transformers", "from itnet.nets.hub_images import HubImageConfig; HubImageConfig().build()")

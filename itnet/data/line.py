@@ -7,13 +7,13 @@ __all__ = ['Reviews', 'Lines', 'PixelLine', 'grey']
 
 # %% ../../nbs/data/13_line.ipynb #imports
 from dataclasses import dataclass
-from functools import lru_cache
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .cache import until_changed
 from .images import Cifar10, stratified_split
 from .lra import Sequences
-from .source import Data, Indexed, check_integers, checksum, read_split
+from .source import Data, Indexed, check_integers, checksum, read_split, resolve
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/13_line.ipynb #reviews
@@ -35,7 +35,7 @@ class Reviews(Data):
         if not 0 < self.validation < 1:
             raise ValueError(f'Reviews.validation={self.validation} must be between 0 and 1')
 
-@lru_cache(maxsize=2)
+@until_changed(lambda *found_by: resolve('imdb', *found_by))
 def _reviews(split: str, path: str | None, revision: str | None) -> tuple[tuple[bytes, ...], Tensor]:
     "Texts as bytes and labels of an official split."
     rows = read_split('imdb', split, path, revision)

@@ -16,13 +16,16 @@ def count_targets(target: Tensor # classes or tokens, where -100 does not count;
     return target.numel() if target.is_floating_point() else (target != -100).sum()
 
 def cross_entropy(prediction: Tensor, # logits, (B, C) or (B, N, C)
-                  target: Tensor, # (B,) or (B, N), long; -100 does not count
+                  target: Tensor, # (B,) or (B, N), long; -100 does not count; or probabilities, like the logits
     ) -> Tensor: # one number, in nats
     "Mean cross-entropy over the targets that count. ValueError where the shapes do not fit."
+    if target.is_floating_point() and prediction.shape == target.shape:
+        return F.cross_entropy(prediction.flatten(0, -2), target.flatten(0, -2))
     if prediction.shape[:-1] != target.shape:
         raise ValueError(f'logits {tuple(prediction.shape)} do not fit target {tuple(target.shape)}: '
                          f'expected target {tuple(prediction.shape[:-1])}')
     return F.cross_entropy(prediction.flatten(0, -2), target.flatten(), ignore_index=-100)
+
 def squared_error(prediction: Tensor, # (B, …)
                   target: Tensor, # alike
     ) -> Tensor: # one number

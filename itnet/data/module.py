@@ -7,6 +7,7 @@ __all__ = ['Order', 'Loader', 'check_range', 'check_splits', 'DataModule']
 
 # %% ../../nbs/data/40_module.ipynb #imports
 from collections.abc import Iterator
+from functools import cached_property
 import lightning
 import torch
 from fastcore.basics import patch
@@ -17,6 +18,10 @@ from .loss import cross_entropy
 from .spec import Spec
 
 # %% ../../nbs/data/40_module.ipynb #order
+def _repeated(index: Tensor, times: int, n: int) -> Tensor:
+    "All indices, and all of them again, each repetition with numbers of its own."
+    return (index + n*torch.arange(times)[:, None]).flatten()
+
 class Order:
     "Batches of indices of one epoch: shuffled by (seed, epoch) or in order, from batch `first` on; or shares of them."
     def __init__(self,
@@ -26,20 +31,25 @@ class Order:
                  seed: int = 0, # of the order
                  parts: int = 1, # smaller batches, one after the other, that a training batch is taken in
                  share: tuple[int, int] = (0, 1), # the number of this process, and how many share each batch
+                 repeats: int = 1, # times that an example stands in a training batch; the k-th has the number i + k n
+                 together: int = 1, # examples of a training batch, one after the other, that no share parts
         ):
         self.n, self.batch_size, self.shuffle, self.seed = n, batch_size, shuffle, seed
         self.parts, self.share, self.epoch, self.first = parts if shuffle else 1, share, 0, 0
+        self.repeats = repeats if shuffle else 1
         if n < (batch_size if shuffle else 1):
             raise ValueError(f'{n} examples do not fill a batch of {batch_size}; lower batch_size or add examples')
-        if shuffle and batch_size % (parts*share[1]):
-            raise ValueError(f'a batch of {batch_size} cannot be shared by {share[1]} processes in {parts} parts each: '
-                             f'choose a batch_size that {parts*share[1]} divides')
+        if shuffle and batch_size % (pieces := parts*share[1]*together):
+            pairs = f', {together} examples together' if together > 1 else ''
+            raise ValueError(f'a batch of {batch_size} cannot be shared by {share[1]} processes in {parts} parts each'
+                             f'{pairs}: choose a batch_size that {pieces} divides')
     def __len__(self): return self.parts*(self.n//self.batch_size if self.shuffle else -(-self.n//self.batch_size))
     def __iter__(self) -> Iterator[list[int]]:
         g = generator('order', self.seed, self.epoch)
         order = torch.randperm(self.n, generator=g) if self.shuffle else torch.arange(self.n)
-        batches = order.split(self.batch_size)[:len(self)//self.parts]
+        batches = order.split(-(-self.batch_size//self.repeats))[:len(self)//self.parts]
         for batch in batches[self.first//self.parts:]:
+            if self.repeats > 1: batch = _repeated(batch, self.repeats, self.n)[:self.batch_size]
             pieces = batch.split(self.piece(len(batch)))
             for part in range(self.parts):
                 at = part*self.share[1] + self.share[0]
@@ -53,6 +63,10 @@ class Order:
         return not self.shuffle and self.share[0]*self.piece(size) >= size
 
 # %% ../../nbs/data/40_module.ipynb #loader
+def _habits(data: Indexed) -> tuple[int, int]:
+    "How often an example stands in a training batch, and how many stay together."
+    return getattr(data, 'repeats', 1), getattr(data, 'together', 1)
+
 class Loader(DataLoader):
     "A data loader whose place in the stream of training batches can be saved and restored."
     def __init__(self,
@@ -65,7 +79,7 @@ class Loader(DataLoader):
                  share: tuple[int, int] = (0, 1), # the number of this process, and how many share each batch
                  collate_fn=collate, # for data sets that answer with single examples
         ):
-        self.order = Order(len(data), batch_size, shuffle, seed, parts, share)
+        self.order = Order(len(data), batch_size, shuffle, seed, parts, share, *_habits(data))
         self.taken = 0 # batches of the training stream so far, in parts
         super().__init__(data, batch_sampler=self.order, collate_fn=collate_fn, num_workers=num_workers,
                          pin_memory=torch.cuda.is_available(), generator=generator('workers', seed))
@@ -141,18 +155,24 @@ class DataModule(lightning.LightningDataModule):
         if num_workers < 0: raise ValueError(f'num_workers must be ≥ 0, got {num_workers}')
         self.data, self.seed, self.num_workers, self.sets = data, seed, num_workers, None
         self.parts, self.share = parts, share
-    @property
+    @cached_property
     def spec(self) -> Spec:
         "What a model must know."
         return self.data.spec
+    @cached_property
+    def _state(self) -> dict[str, str]:
+        "What the data give a checkpoint; of the time of the set-up, whatever happens to their files during a run."
+        return getattr(self.data, 'state', dict)()
     def setup(self, stage: str | None = None) -> None:
         "Make the data sets and check them, once."
         if self.sets is not None: return
         sets = self.data.splits()
         check_splits(self.data, sets)
-        Order(len(sets['train']), self.data.batch_size, True, 0, self.parts, self.share)
+        train = sets['train']
+        Order(len(train), self.data.batch_size, True, 0, self.parts, self.share, *_habits(train))
         self.sets = sets
-    def state_dict(self) -> dict[str, str]: return getattr(self.data, 'state', dict)()
+        self.spec, self._state
+    def state_dict(self) -> dict[str, str]: return self._state
     def load_state_dict(self, state: dict[str, str]) -> None:
         if state != self.state_dict(): self.data.check_state(state)
 

@@ -8,11 +8,11 @@ __all__ = ['FILES', 'read_pairs', 'PaperPairs', 'Papers']
 # %% ../../nbs/data/19_papers.ipynb #imports
 import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .cache import until_changed
 from .lra import Sequences
 from .source import Data, Indexed, check_integers, checksum
 from .spec import Spec, accuracy
@@ -29,7 +29,7 @@ def _file(split: str, path: str | None) -> Path:
         f'has {", ".join(FILES.values())} in lra_release/tsv_data: put the three into a folder aan, and set ITNET_DATA '
         'to the folder that holds it, or give path=…/aan')
 
-@lru_cache(maxsize=3)
+@until_changed(lambda file, length: [file], most=3)
 def read_pairs(file: Path, length: int) -> tuple[list[bytes], Tensor]:
     "First and second texts in turn, cut, and labels. ValueError, naming file and line, for a line that is no pair."
     texts, labels = [], []

@@ -7,15 +7,15 @@ __all__ = ['Forecasts', 'SeriesFile', 'check_order', 'column_names']
 
 # %% ../../nbs/data/36_series.ipynb #imports
 from dataclasses import dataclass
-from functools import lru_cache
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .cache import until_changed
 from .columns import Columns
 from .loss import squared_error
 from .source import Data, Indexed, check_integers, checksum
 from .spec import Spec, absolute_error
-from .table import check_shares, read_table, stamp
+from .table import check_shares, read_table
 
 # %% ../../nbs/data/36_series.ipynb #windows
 class Forecasts(Indexed):
@@ -80,8 +80,8 @@ def column_names(rows: Columns, data: SeriesFile) -> tuple[list[str], list[str]]
     return targets, [name for name in split(data.inputs) if name not in targets]
 
 # %% ../../nbs/data/36_series.ipynb #load
-@lru_cache(maxsize=2)
-def _read_series(data: SeriesFile, key: tuple) -> dict[str, Forecasts]:
+@until_changed(lambda data: [data.path])
+def _read_series(data: SeriesFile) -> dict[str, Forecasts]:
     "The windows of each split."
     rows = read_table(data.path)
     targets, others = column_names(rows, data)
@@ -108,11 +108,11 @@ def _read_series(data: SeriesFile, key: tuple) -> dict[str, Forecasts]:
 @patch(as_prop=True)
 def spec(self: SeriesFile) -> Spec:
     "A channel for each column; numbers for each step and target. ValueError for a file that cannot be used."
-    some = _read_series(self, stamp(self.path))['train']
+    some = _read_series(self)['train']
     return Spec('forecast', some.values.shape[1], some.targets, (self.context,), absolute_error(some.scale),
                 squared_error, self.horizon)
 
 @patch
 def splits(self: SeriesFile) -> dict[str, Forecasts]:
     "The data sets train, validation and test. ValueError for a file that cannot be used."
-    return dict(_read_series(self, stamp(self.path)))
+    return dict(_read_series(self))

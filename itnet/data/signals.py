@@ -7,16 +7,16 @@ __all__ = ['read_signals', 'Recordings', 'SignalFile']
 
 # %% ../../nbs/data/37_signals.ipynb #imports
 from dataclasses import dataclass
-from functools import lru_cache
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .cache import until_changed
 from .columns import Columns
 from .source import Data, check_integers, checksum
 from .spec import Spec
 from .table import (TASKS, Labelled, Target, check_shares, read_table, read_target, scaled_target, split_rows,
-                              stamp, target_spec)
+                              target_spec)
 
 # %% ../../nbs/data/37_signals.ipynb #read
 def read_signals(rows: Columns, name: str, # a column of lists; '': every column but the target is a sample
@@ -79,8 +79,8 @@ class SignalFile(Data):
         if self.task not in TASKS: raise ValueError(f'SignalFile.task={self.task!r}: choose one of {", ".join(TASKS)}')
 
 # %% ../../nbs/data/37_signals.ipynb #load
-@lru_cache(maxsize=2)
-def _read_recordings(data: SignalFile, key: tuple) -> tuple[Target, int, dict[str, Recordings]]:
+@until_changed(lambda data: [data.path])
+def _read_recordings(data: SignalFile) -> tuple[Target, int, dict[str, Recordings]]:
     "The target, samples of the longest signal, and the signals of each split."
     rows = read_table(data.path)
     target = read_target(rows, data.target, data.task)
@@ -97,15 +97,15 @@ def _read_recordings(data: SignalFile, key: tuple) -> tuple[Target, int, dict[st
 @patch(as_prop=True)
 def classes(self: SignalFile) -> tuple[str, ...]:
     "Names of the classes, in order; none for numbers."
-    return _read_recordings(self, stamp(self.path))[0].classes
+    return _read_recordings(self)[0].classes
 
 @patch(as_prop=True)
 def spec(self: SignalFile) -> Spec:
     "One channel in; a class or a number out. ValueError for a file that cannot be used."
-    target, longest, splits = _read_recordings(self, stamp(self.path))
+    target, longest, splits = _read_recordings(self)
     return target_spec(target, splits['train'].scale, 'series', 1, (longest,))
 
 @patch
 def splits(self: SignalFile) -> dict[str, Recordings]:
     "The data sets train, validation and test. ValueError for a file that cannot be used."
-    return dict(_read_recordings(self, stamp(self.path))[2])
+    return dict(_read_recordings(self)[2])

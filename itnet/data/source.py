@@ -33,10 +33,11 @@ def checksum(*parts: np.ndarray | Tensor | bytes | str # content, in order
         if isinstance(p, np.ndarray):
             kind, p = p.shape, np.ascontiguousarray(p)
             p = p.astype(p.dtype.newbyteorder('<'), copy=False)
-            head, p = f'{p.dtype.str}{kind}', p.tobytes()
+            head, p = f'{p.dtype.str}{kind}', p.reshape(-1).view(np.uint8)           # what may be a map of a file
         elif isinstance(p, bytes): head = f'bytes({len(p)})'
         else: raise ValueError(f'checksum takes arrays, tensors, bytes or text, got {type(p).__name__}')
-        h.update(head.encode() + p)
+        h.update(head.encode())
+        h.update(p)
     return h.hexdigest()
 
 # %% ../../nbs/data/00_source.ipynb #seed
@@ -74,6 +75,8 @@ HUB = {
                    'plain_text/{split}-00000-of-00001.parquet', ('train', 'test')),
     'imdb': Hub('stanfordnlp/imdb', 'e6281661ce1c48d982bc483cf8a173c1bbeb5d31',
                 'plain_text/{split}-00000-of-00001.parquet', ('train', 'test')),
+    'imagenet-1k': Hub('ILSVRC/imagenet-1k', '49e2ee26f3810fb5a7536bbf732a7b07389a47b5',
+                       'data/{split}-{part:05}-of-{parts:05}.parquet', ('train', 'validation'), (294, 14)),
 }
 
 # %% ../../nbs/data/00_source.ipynb #error
@@ -132,17 +135,25 @@ def _try_hub(name: str, split: str, revision: str | None, timeout: float) -> tup
     except OSError as e: return [], f'Hugging Face hub: {entry.repo} at {commit[:12]}: {e}'
 
 # %% ../../nbs/data/00_source.ipynb #local-file
-def _local_file(name: str, split: str, path: str | Path | None) -> tuple[Path | None, list[str]]:
-    "The file at an explicit path or in ITNET_DATA, or None and what was tried. `DataNotFound` where the path is wrong."
+def _in_folder(folder: Path, split: str) -> list[Path]:
+    "A split's file in a folder, or all of its parts; none where one is missing."
+    if (file := folder / f'{split}.parquet').is_file(): return [file]
+    parts = sorted(folder.glob(f'{split}-*-of-*.parquet'))
+    n = len(parts)
+    return parts if [f.name for f in parts] == [f'{split}-{i:05}-of-{n:05}.parquet' for i in range(n)] else []
+
+def _local_files(name: str, split: str, path: str | Path | None) -> tuple[list[Path], list[str]]:
+    "The files at an explicit path or in ITNET_DATA, or none and what was tried. `DataNotFound` for a wrong path."
     if path is not None:
-        file = Path(path).expanduser()
-        if file.is_dir(): file = file / f'{split}.parquet'
-        if file.is_file(): return file, []
-        raise DataNotFound(name, split, [f'explicit path: {file} does not exist'])
+        at = Path(path).expanduser()
+        if found := [at] if at.is_file() else _in_folder(at, split): return found, []
+        missing = f'{at / f"{split}.parquet"} does not exist' if at.is_dir() else f'{at} does not exist'
+        raise DataNotFound(name, split, [f'explicit path: {missing}'])
     root = os.environ.get('ITNET_DATA')
-    if not root: return None, ['explicit path: none given', '$ITNET_DATA: not set']
-    file = Path(root).expanduser() / name / f'{split}.parquet'
-    return (file if file.is_file() else None), ['explicit path: none given', f'$ITNET_DATA: {file} does not exist']
+    if not root: return [], ['explicit path: none given', '$ITNET_DATA: not set']
+    folder = Path(root).expanduser() / name
+    missing = f'$ITNET_DATA: {folder / f"{split}.parquet"} does not exist'
+    return _in_folder(folder, split), ['explicit path: none given', missing]
 
 def _suggestion(name: str) -> str:
     "The data sets whose names are like a wrong one, as a question."
@@ -163,8 +174,8 @@ def resolve(name: str, # name of the data set: its folder in ITNET_DATA
         if not re.fullmatch(r'\w[\w.-]*', s): raise ValueError(f'{what} {s!r} is not a plain file name')
     if revision is not None and not re.fullmatch(r'[0-9a-f]{40}', revision):
         raise ValueError(f'revision {revision!r} is not a full commit hash of 40 hexadecimal digits; branches can move')
-    found, tried = _local_file(name, split, path)
-    if found: return [found]
+    found, tried = _local_files(name, split, path)
+    if found: return found
     found, why = _try_hub(name, split, revision, timeout)
     if found: return found
     raise DataNotFound(name, split, [*tried, why], _suggestion(name))

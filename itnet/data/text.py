@@ -4,23 +4,23 @@
 
 # %% auto #0
 __all__ = ['SKIPPED_FOLDERS', 'SKIPPED_FILES', 'OWN_TEXT', 'source_files', 'split_of', 'source_corpus', 'SourceText',
-           'split_texts', 'Text']
+           'text_files', 'split_texts', 'Text']
 
 # %% ../../nbs/data/20_text.ipynb #imports
 import hashlib
 import platform
 import sysconfig
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from .cache import until_changed
 from .files import own_text
-from .source import check_integers, read_split
+from .source import check_integers, read_split, resolve
 from .spec import Spec, bits_per_byte
 from .tokenizer import TextData
-from .windows import Windows, check_stride, count_units, windows_of
+from .windows import Units, Windows, check_stride, count_units, windows_of
 
 # %% ../../nbs/data/20_text.ipynb #files
 SKIPPED_FOLDERS = frozenset('site-packages dist-packages ensurepip test tests idle_test turtledemo idlelib encodings '
@@ -43,7 +43,7 @@ def split_of(file: str | Path # path relative to the root
     if h < 0.1: return 'test'
     return 'validation' if h < 0.2 else 'train'
 
-@lru_cache(maxsize=2)
+@until_changed(lambda root: [root or ''])
 def source_corpus(root: str | None = None # see `source_files`
     ) -> dict[str, bytes]: # split name to bytes
     "The sources of each split in an order drawn by hash, a zero byte after every file, line ends as \\n."
@@ -96,22 +96,37 @@ def checksums(self: SourceText) -> dict[str, str]:
 # %% ../../nbs/data/20_text.ipynb #text
 OWN_TEXT = 'own' # the name of a text that only a path can find
 
-@lru_cache(maxsize=2)
+def _own_text(name: str, path: str | None) -> Path | None:
+    "The text of one's own that is named, if it is one. ValueError for a path that cannot be."
+    if path is None and name == OWN_TEXT:
+        raise ValueError('no text is named: give --data.path a text file, or a folder of text files, in UTF-8')
+    if path is None or not (found := Path(path).expanduser()).exists(): return None
+    if found.suffix == '.parquet' and found.is_file():
+        raise ValueError(f'{path}: one Parquet file cannot be all three splits: give the folder that holds '
+                         'train.parquet, validation.parquet and test.parquet')
+    return None if any(found.glob('*.parquet')) else found
+
+def text_files(name: str, path: str | None = None, revision: str | None = None) -> list[Path]:
+    "The files, or the folder, that `split_texts` reads. Raises as it does."
+    if own := _own_text(name, path): return [own]
+    return [file for split in ('train', 'validation', 'test') for file in resolve(name, split, path, revision)]
+
 def split_texts(name: str, # name of the data set, see `resolve`
                 path: str | None = None, # a text file, a folder of them, or a folder with three Parquet files
                 revision: str | None = None, # full commit hash on the hub instead of the pinned one
     ) -> dict[str, bytes]: # split name to bytes
     "The text of each split: one's own, or the `text` column of a data set. Raises `DataNotFound`, ValueError."
-    if path is None and name == OWN_TEXT:
-        raise ValueError('no text is named: give --data.path a text file, or a folder of text files, in UTF-8')
-    if path is not None and (found := Path(path).expanduser()).exists():
-        if found.suffix == '.parquet' and found.is_file():
-            raise ValueError(f'{path}: one Parquet file cannot be all three splits: give the folder that holds '
-                             'train.parquet, validation.parquet and test.parquet')
-        if not any(found.glob('*.parquet')): return own_text(found)
+    if own := _own_text(name, path): return own_text(own)
     def line(t: str) -> str: return t if t.endswith('\n') else (t or ' ') + '\n'
     rows = {s: read_split(name, s, path, revision).text() for s in ('train', 'validation', 'test')}
     return {s: ''.join(map(line, r)).encode() for s, r in rows.items()}
+
+@until_changed(text_files)
+def _byte_corpus(name: str, path: str | None, revision: str | None) -> tuple[dict[str, Tensor], dict[str, Units]]:
+    "The bytes of each split, and where bytes and words begin in those that are scored."
+    texts = split_texts(name, path, revision)
+    units = {s: count_units(t, torch.ones(len(t), dtype=torch.long)) for s, t in texts.items() if s != 'train'}
+    return {s: _tensor(t) for s, t in texts.items()}, units
 
 # %% ../../nbs/data/20_text.ipynb #text-fields
 @dataclass(frozen=True)
@@ -137,6 +152,5 @@ def spec(self: Text) -> Spec:
 @patch
 def splits(self: Text) -> dict[str, Windows]:
     "The data sets train, validation and test. Raises `DataNotFound`, or ValueError where the context is too long."
-    texts = split_texts(self.name, self.path, self.revision)
-    units = {s: count_units(t, torch.ones(len(t), dtype=torch.long)) for s, t in texts.items() if s != 'train'}
-    return windows_of({s: _tensor(t) for s, t in texts.items()}, self.context, self.eval_bytes, self.stride, units)
+    corpus, units = _byte_corpus(self.name, self.path, self.revision)
+    return windows_of(corpus, self.context, self.eval_bytes, self.stride, units)

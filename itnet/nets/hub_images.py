@@ -6,10 +6,10 @@
 __all__ = ['HUB_NETWORKS', 'Pixels', 'HubBackbone', 'HubImageConfig']
 
 # %% ../../nbs/nets/44_hub_images.ipynb #imports
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import torch.nn as nn
 from torch import Tensor
-from ..data.source import check_integers
+from ..data.source import LATER, check_integers
 from ..measure.measure import Measure
 from .baselines import check_plain
 
@@ -46,10 +46,13 @@ class HubImageConfig:
     name: str = 'resnet-50'       # of HUB_NETWORKS
     size: int = 224               # pixels along a side for which a ViT has positions
     dim: int = 3                  # channels that it reads
+    drop: float = field(default=0., metadata=LATER)    # share of examples that pass by the last block; ConvNeXt alone
     def __post_init__(self):
         check_integers(self, 'size')
         if self.name not in HUB_NETWORKS:
             raise ValueError(f'HubImageConfig.name must be one of {", ".join(HUB_NETWORKS)}, got {self.name!r}')
+        if not 0 <= self.drop < 1 or self.drop and self.name != 'convnext-t':
+            raise ValueError(f'HubImageConfig.drop={self.drop!r}: a share below 1 for convnext-t, 0 for the others')
         if self.dim != 3: raise ValueError(f'HubImageConfig.dim: these read colours, so 3 channels, not {self.dim!r}')
 
     def stem(self, channels: int, dims: int = 2) -> nn.Module:
@@ -63,6 +66,7 @@ class HubImageConfig:
         import transformers as hub
         if causal: raise ValueError(f'{self.name} sees both sides of a position: choose another for a causal task')
         if self.name == 'resnet-50': return HubBackbone(hub.ResNetModel(hub.ResNetConfig()), 2048)
-        if self.name == 'convnext-t': return HubBackbone(hub.ConvNextModel(hub.ConvNextConfig()), 768)
+        if self.name == 'convnext-t':
+            return HubBackbone(hub.ConvNextModel(hub.ConvNextConfig(drop_path_rate=self.drop)), 768)
         small = hub.ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, image_size=self.size)
         return HubBackbone(hub.ViTModel(small, add_pooling_layer=False), 384, small.patch_size)

@@ -6,10 +6,10 @@
 __all__ = ['IMAGE_PRESETS', 'ITNetImageConfig', 'Patches', 'ViTConfig']
 
 # %% ../../nbs/nets/42_image_presets.ipynb #imports
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import torch.nn as nn
 from torch import Tensor
-from ..data.source import check_integers, check_sizes
+from ..data.source import LATER, check_integers, check_sizes
 from ..measure.measure import Measure
 from .baselines import Transformer
 from .block import check_heads
@@ -29,11 +29,13 @@ class ITNetImageConfig:
     share: int = 4                              # channels that have a key and κ in common in the far field
     extent: float = 16.                         # initial range of κ, in pixels
     expand: float = 2.                          # hidden units of the pointwise networks per channel
+    drop: float = field(default=0., metadata=LATER)  # share of examples that pass by the last block in training
     def __post_init__(self):
         name = type(self).__name__
         check_integers(self, 'patch', 'taps')
         check_staged(name, self.dim, self.depth, self.far, self.window, self.heads, self.share, self.extent)
         if not 0 < self.expand <= 64: raise ValueError(f'{name}.expand must be a number above 0, got {self.expand!r}')
+        if not 0 <= self.drop < 1: raise ValueError(f'{name}.drop must be a share below 1, got {self.drop!r}')
 
     def stem(self, channels: int, dims: int = 2) -> nn.Module:
         "What makes a function on the first stage's grid out of pixels."
@@ -43,7 +45,7 @@ class ITNetImageConfig:
         "The backbone for data of `dims` axes. ValueError if causal."
         if causal: raise ValueError('stages see both sides of a position: choose another network for a causal task')
         return StagedITNet(self.dim, self.depth, self.far, self.window, self.heads, self.share, self.extent,
-                           self.expand, dims, float(self.patch))
+                           self.expand, dims, float(self.patch), self.drop)
 
 # %% ../../nbs/nets/42_image_presets.ipynb #sizes
 _LARGE = dict(window=(3, 3, 3, 2), far=3, extent=64.)

@@ -10,7 +10,7 @@ __all__ = ['SECTIONS', 'Usage', 'nearest', 'unknown', 'make_parser', 'comments',
 # %% ../../nbs/training/45_overrides.ipynb #imports
 import difflib
 import re
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from itertools import islice
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -46,7 +46,8 @@ def make_parser(prog: str, description: str = ''):
 def comments(cls) -> dict[str, str]:
     "The comment behind each field of a dataclass, or each parameter of a function; empty without its source"
     from fastcore.docments import docments
-    try: return {k: v for k, v in docments(cls).items() if v and k != 'return'}
+    parts = [c for c in reversed(cls.__mro__) if is_dataclass(c)] if is_dataclass(cls) else [cls]    # inherited fields
+    try: return {k: v for part in parts for k, v in docments(part).items() if v and k != 'return'}
     except Exception: return {}
 
 def add_help(parser, notes: dict[str, str]):
