@@ -18,11 +18,11 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lab docs coverage mutants soak clean
+.PHONY: help install demo test lab docs browse coverage mutants soak clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r t d; do printf '  make %-9s %s\n' "$$t" "$$d"; done
-	@echo '  ARGS="..." is passed on by demo, test, lab, mutants and soak; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
+	@echo '  ARGS="..." is passed on by demo, test, lab, browse, mutants and soak; PYTHON=... chooses the interpreter; PIP_FLAGS="..." goes to pip.'
 
 # $(call install,EXTRA): the environment, if it is not there, and the package with one of its extras.
 define install
@@ -53,7 +53,7 @@ install: $(STAMP)  ## make .venv and install the package with its development to
 demo: $(TRAIN)  ## train and compare one architecture on three domains
 	@$(BIN)/itnet demo $(ARGS)
 
-test: $(STAMP)  ## drift check, notebooks, tests and site, each once
+test: $(STAMP)  ## drift check, notebooks, tests, site and browser, each once
 	@$(BIN)/python tools/test.py $(ARGS)
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
@@ -61,6 +61,9 @@ lab: $(STAMP)  ## JupyterLab on the notebooks
 
 docs: $(STAMP)  ## build the site into _docs/ and README.md from the index notebook
 	@$(BIN)/python tools/build_site.py
+
+browse: $(STAMP)  ## look at pages of the site and at notebooks in JupyterLab, in a headless Chromium
+	@$(BIN)/python tools/browse.py $(ARGS)
 
 coverage: $(STAMP)  ## how much of itnet/ the notebooks' tests reach
 	@$(BIN)/coverage run --source itnet tools/pkgcov.py && $(BIN)/coverage report --skip-covered

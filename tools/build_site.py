@@ -36,7 +36,7 @@ NOTEBOOK_LINK = re.compile(r"(\]\()([^)\s#]+)")
 SOURCE_LINK = re.compile(r"^\[source\]\([^)]*\)(\{[^}]*\})?\n+", re.M)
 HEADING = re.compile(r"^#+ +(.+?) *$", re.M)
 IN_CONTENTS = re.compile(r'(<a [^>]*\bid="toc-[^>]*>)([^<]+)(?=</a>)')
-SCROLL = "pre, table, .math.display"                                  # what may be wider than the page
+SCROLL = "pre, table, .sd-table, .math.display"                                  # what may be wider than the page
 KEYBOARD = f"""<script>addEventListener("load", () => document.querySelectorAll("{SCROLL}").forEach(
   e => {{ if (e.scrollWidth > e.clientWidth) e.tabIndex = 0; }}));</script>"""
 

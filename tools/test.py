@@ -1,6 +1,6 @@
 """Every check of the project, each run once: `make test`.
 
-    python tools/test.py                                # drift, notebooks, tests, site
+    python tools/test.py                                # drift, notebooks, tests, site, browser
     python tools/test.py --only notebooks -k operator   # some of them
 
 All stages run even when one fails. The last line counts notebooks and tests; a stage that fails without a count of its
@@ -159,7 +159,17 @@ def site(_: argparse.Namespace) -> Result:
     return Result(failed=int(status != 0), note="problems" if status else "builds offline, README.md agrees")
 
 
-STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site}
+# --- browser
+
+def browser(_: argparse.Namespace) -> Result:
+    "Look at pages of the site, and at notebooks in JupyterLab, in a headless Chromium where there is one."
+    import browse
+    if why := browse.missing(): return Result(note=f"not looked at: {why}")
+    status = command(sys.executable, "tools/browse.py")
+    return Result(failed=int(status != 0), note="faults" if status else "pages and notebooks are as they should be")
+
+
+STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site, "browser": browser}
 
 
 def run(name: str, args: argparse.Namespace) -> tuple[str, Result, float]:
