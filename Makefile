@@ -16,6 +16,10 @@ OLD_ENOUGH := import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN_PYTH
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c '$(OLD_ENOUGH)' >/dev/null 2>&1 && { echo $$p; exit; }; done; echo python3)
 
+# What is imported is compiled once and kept, whatever the shell says: the tests start some hundred processes. So pip need
+# not compile (--no-compile) what nobody will import, which is most of what it installs.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lab docs browse coverage mutants soak clean
@@ -31,7 +35,7 @@ define install
 		"Name one: make PYTHON=/path/to/python$(MIN_PYTHON)" >&2; exit 1; }; \
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "Making $(VENV) with $$($$python --version)"; $$python -m venv $(VENV); }
 	@echo "Installing itnet[$(1)] into $(VENV): a few minutes the first time, and up to 2.6 GB, several more where torch comes with CUDA (PIP_FLAGS)"
-	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-compile -qq $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
 endef
 
 # A stamp is the last thing written, so an installation that fails or is interrupted is done again.

@@ -4,12 +4,25 @@
 the same `tst_flags` and reports one item per notebook. `NB_FLAGS="slow data" pytest nbs` runs flagged cells, too.
 """
 import contextlib
+import gc
 import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+gc.set_threshold(5_000, 20, 20)      # a session allocates much and keeps much: with Python's 700, 10, 10 it looks through it all the time
+
+
+def keep() -> None:
+    "What is there now stays, imported modules above all: further collections do not look through it."
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_finish() -> None:
+    keep()
 
 
 class NotebookFailed(Exception):
@@ -28,6 +41,7 @@ class NotebookItem(pytest.Item):
         with contextlib.redirect_stderr(errors):
             passed, _ = test_nb(self.path, skip_flags=cfg.tst_flags.split(),
                                 force_flags=os.environ.get("NB_FLAGS", "").split(), basepath=cfg.config_path)
+        keep()                                       # its own names are gone
         if not passed: raise NotebookFailed(errors.getvalue())
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo) -> str:

@@ -2,6 +2,7 @@
 import importlib, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
+from suite import cases
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -256,7 +257,7 @@ def test_what_fails_at_once_leaves_no_record_among_the_results(itnet, tmp_path):
 
 ASCII = {"ascii": dict(PYTHONIOENCODING="ascii"), "C": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")}
 
-@pytest.mark.parametrize("env", ASCII)
+@pytest.mark.parametrize("env", cases(["C"], ["ascii"]))
 def test_a_terminal_without_arrows(tmp_path, env):
     "All commands in one process, whose output has no letters but ASCII's."
     lines = ["-h", "train sums/itnet --train.steps 10", "results", "results --format rich", "train sums/\u2192"]
@@ -269,7 +270,7 @@ def test_a_terminal_without_arrows(tmp_path, env):
     assert err.startswith("itnet: unknown recipe sums/->: ") and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", cases([signal.SIGINT], [signal.SIGTERM]))
 def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
     p = start("train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path)
     line = p.stdout.readline()
@@ -411,17 +412,17 @@ def test_a_recipe_in_a_file(itnet, own, tmp_path):
 
 
 def test_a_checkpoint_of_a_recipe_in_a_file(itnet, own, tmp_path):
-    "Another process reads it, when it is given the file, from another folder and from Python, too."
+    "Another process reads it, when it is given the file, from another folder and from Python, too: two processes that share their imports."
     assert itnet("train", f"{own}:signs/wide", "--quiet")[0] == 0
     checkpoint = str(tmp_path / only(tmp_path, "runs/signs-wide-s0-*"))
-    def python(code, cwd): return subprocess.run([sys.executable, "-c", code], cwd=cwd, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
     words = ["eval", checkpoint], ["eval", checkpoint, "--recipe", "~/own_signs.py:signs/wide"]
-    done = python(f"from itnet.cli import main; print(*[main(words) for words in {words!r}])", own.parent)
-    assert done.stdout.splitlines()[-1] == "1 0" and done.stdout.count("test accuracy ") == 1, done.stderr
-    assert "own_signs:" in done.stderr and "Traceback" not in done.stderr
-    done = python(f"import itnet\nfrom itnet.recipes.find import load_file\nload_file({str(own)!r})\n"
-                  f"print(itnet.load_model({checkpoint!r})[0].out_features)", tmp_path)
-    assert done.stdout == "32\n", done.stderr
+    commands = f"print(*[itnet.cli.main(words) for words in {words!r}])"
+    loading = (f"os.chdir({str(tmp_path)!r})\nfrom itnet.recipes.find import load_file\nload_file({str(own)!r})\n"
+               f"print(itnet.load_model({checkpoint!r})[0].out_features)")
+    code = f"import os, itnet.cli, itnet.training.recipe\nif child := os.fork(): os.waitpid(child, 0); exec({loading!r})\nelse: exec({commands!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=own.parent, env={**ENV, "HOME": str(own.parent)}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("test accuracy ") == 1, done.stderr
+    assert done.stdout.splitlines()[-2:] == ["1 0", "32"] and "own_signs:" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("name, content, word, code, says", [

@@ -74,7 +74,7 @@ def test_two_processes_may_fill_the_cache_at_once(tmp_path):
     code = """
         import sys
         from itnet.data.lra import ListOps
-        print(ListOps(min_length=100, max_length=300, train=4900, validation=50, test=50).checksums())"""
+        print(ListOps(min_length=10, max_length=390, train=4900, validation=50, test=50).checksums())"""
     env = {**os.environ, "ITNET_CACHE": str(tmp_path)}
     procs = [subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outs = {p.communicate(timeout=120)[0] for p in procs}

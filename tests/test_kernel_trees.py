@@ -16,11 +16,12 @@ from itnet.measure.measure import Measure
 from itnet.special_cases.case import Integral
 from itnet.special_cases.relaxation import Future
 from itnet.transform import IntegralTransform
+from suite import SLOW_TESTS
 
 N, H = 11, 2
 LINE = Measure.sequence(N, spacing=.5)
 LAG = torch.arange(N)[:, None] - torch.arange(N)
-SEEDS = range(40)
+SEEDS = range(40 if SLOW_TESTS else 20)
 LAG_LEAVES = 'taps', 'implicit', 'exponentials'
 LEAVES = (*LAG_LEAVES, 'terms')
 COMPOSITIONS = 'product', 'sum', 'restrict', 'square', 'spectral'

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from suite import cases
 
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = {p.relative_to(ROOT).as_posix() for p in (ROOT / "itnet").rglob("*") if p.is_file() and "__pycache__" not in p.parts}
@@ -78,7 +79,7 @@ def test_the_description_can_be_read_elsewhere(built):
     assert len(needed) == 4, needed
 
 
-@pytest.mark.parametrize("kind", ["sdist", "wheel"])
+@pytest.mark.parametrize("kind", cases(["wheel"], ["sdist"]))       # of the source distribution, which it is built from
 def test_installs_and_runs(built, kind, tmp_path):
     python, site = environment(tmp_path)
     install(python, [str(built[kind])], tmp_path)

@@ -23,7 +23,8 @@ from itnet.training.logs import read_rows
 from itnet.training.optim import Optim
 from itnet.training.recipe import Recipe, Train, fit
 import toy_itnet
-from test_runs import FORK, RECIPE, SLOW, SLOW_TESTS, ended, one_thread, only, when
+from suite import SLOW_TESTS, cases
+from test_runs import FORK, RECIPE, SLOW, ended, one_thread, only, when
 
 
 def free_port():
@@ -175,7 +176,7 @@ def test_the_comparison_can_fail(tmp_path, alone):
     with pytest.raises(AssertionError): assert_same(outcome(replace(RECIPES["text"], optim=replace(FAST, lr=0.0101)), tmp_path), alone("text"))
 
 
-@pytest.mark.parametrize("begun, goes_on", [("fsdp", "fsdp"), *([("ddp", "fsdp"), ("fsdp", "ddp"), ("ddp", "ddp")] if SLOW_TESTS else [])])
+@pytest.mark.parametrize("begun, goes_on", cases([("fsdp", "fsdp")], [("ddp", "fsdp"), ("fsdp", "ddp"), ("ddp", "ddp")]))
 def test_begun_by_two_it_goes_on_by_one_and_by_four(tmp_path, alone, begun, goes_on):
     "Killed in the middle, all of them."
     processes = start(2, (on(RECIPES["text"], 2, strategy=begun), tmp_path, None))

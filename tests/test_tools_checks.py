@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,6 +76,20 @@ def test_last_line_and_exit_status(monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["test.py", "--only", *only])
         assert checks.main() == status
         assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_the_site_is_built_beside_the_other_stages(project, monkeypatch, capsys):
+    "It is begun before they are, what it says is printed in its turn, and its failure is counted."
+    (project / "tools" / "build_site.py").write_text("from pathlib import Path\nPath('begun').touch(); print('2 pages'); raise SystemExit(3)")
+    def tests(_):
+        until = time.time() + 30
+        while not (project / "begun").exists() and time.time() < until: time.sleep(.01)
+        return checks.Result(int((project / "begun").exists()))
+    monkeypatch.setattr(checks, "STAGES", {"tests": tests, "site": checks.Site()})
+    monkeypatch.setattr(sys, "argv", ["test.py", "--only", "tests", "site"])
+    assert checks.main() == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said.index("== site") + 1 == said.index("2 pages") and said[-1] == "total: 1 passed, 1 failed"
 
 
 def test_differences_name_what_drifted():

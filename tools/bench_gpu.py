@@ -47,11 +47,13 @@ FULL = SimpleNamespace(
     conv32=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384), (4, 768, 32768)),
     more=((64, 768, 1024), (16, 768, 4096), (4, 768, 16384)), taps=(4, 16, 64),
     check=(97, 1021, 4096, 32768, 8191, 1, 2, 17, 128, 255, 20011, 65537), check_short=(97, 1, 17, 128, 301, 2),
+    check_rows=(3, 5), check_heads=(2, 3),
     tile=((8, 1024), (8, 256), (8, 4096), (8, 512), (8, 2048), (4, 8192)),
     chunks=((8, 1024), (8, 4096), (4, 16384), (8, 256)))
 TINY = SimpleNamespace(
     device="cpu", rounds=1, least=0., memory=False, copy=2**16, heads=1, width=16, rank=2,
     conv=((1, 2, 16), (1, 2, 33)), conv32=((1, 2, 19),), more=((1, 2, 40),), taps=(3,), check=(17,), check_short=(17,),
+    check_rows=(2, 2), check_heads=(1, 1),
     tile=((1, 17),), chunks=((1, 17),))
 
 
@@ -197,11 +199,12 @@ def check_conv(visit: Visit) -> None:
     "Every method against float64: odd, prime and long lengths, gated or not, fresh memory and surroundings of NaN."
     poisoned(True)
     methods = ("triton", "auto", *(m for m in conv_methods() if m not in ("direct", "triton")))
+    batch, dim = visit.size.check_rows
     for n in visit.groups(visit.size.check, 5.):
         for dtype in (torch.bfloat16, torch.float32, torch.float16):
             for gated in (True, False):
-                inputs = draw(visit, dtype, (3, 5, n), (5, n), *([(3, 5, n)] * 2 * gated), guard=True)
-                gy, = (x.detach() for x in draw(visit, dtype, (3, 5, n), guard=True))
+                inputs = draw(visit, dtype, (batch, dim, n), (dim, n), *([(batch, dim, n)] * 2 * gated), guard=True)
+                gy, = (x.detach() for x in draw(visit, dtype, (batch, dim, n), guard=True))
                 want = double(inputs, gy, unfused)
                 check(visit, {name: ours(name) for name in methods}, inputs, gy, want, n=n, gated=gated)
 
@@ -336,7 +339,7 @@ def check_tile(visit: Visit) -> None:
     poisoned(True)
     for n in visit.groups(visit.size.check_short, 5.):
         for dtype in (torch.bfloat16, torch.float32):
-            inputs, gy = far_inputs(visit, dtype, 2, 3, n, 5, 20, guard=True)
+            inputs, gy = far_inputs(visit, dtype, *visit.size.check_heads, n, 5, 20, guard=True)
             want = double(inputs, gy, far_dense)
             check(visit, {"tile": fused_tile, "fft": far_by_fft}, inputs, gy, want, 4., n=n)
 
@@ -387,7 +390,7 @@ def check_chunks(visit: Visit) -> None:
     for n in visit.groups(visit.size.check_short, 5.):
         for dtype in (torch.bfloat16, torch.float32):
             for gates in (1, 5):
-                inputs, gy = scan_inputs(visit, dtype, 2, 3, n, 5, 20, gates, guard=True)
+                inputs, gy = scan_inputs(visit, dtype, *visit.size.check_heads, n, 5, 20, gates, guard=True)
                 want = double(inputs, gy, scan_dense)
                 check(visit, {"chunks": fused_chunks, "scan": torch_scan}, inputs, gy, want, 4., n=n, gates=gates)
 

@@ -187,6 +187,7 @@ def notebook_faults(driver: webdriver.Chrome, url: str, file: Path, shots: Path 
     driver.get(url)
     until(lambda: driver.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-Cell"), 60, f"{file.name} is opened")
     until(lambda: driver.find_elements(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator[data-status=idle]"), 60, f"{file.name} has a kernel")
+    time.sleep(3)                                                     # the kernel's own words come into the notebook, or not
     if driver.find_elements(By.CSS_SELECTOR, ".lm-DockPanel-tabBar .jp-mod-dirty"): found.append("it is called modified when it is opened")
     if shots: (shots / f"lab-{file.stem}-opened.png").write_bytes(driver.get_screenshot_as_png())
     for button in (".jp-NotebookPanel-toolbar [data-command='notebook:restart-run-all']", ".jp-Dialog .jp-mod-accept"):       # and yes, restart
