@@ -96,11 +96,20 @@ class Photographs(Indexed):
         return h.hexdigest()
 
 @patch
+def picture(self: Photographs, i: int):              # -> PIL.Image.Image
+    "Picture i, decoded no larger than is needed. ValueError, naming it, where it has been damaged since it was found."
+    file = self.files[i]
+    try: return decode_image(file, round(self.size / self.options.crop))
+    except ValueError as e:
+        what = f'picture {i}' if isinstance(file, bytes) else str(file)
+        raise ValueError(f'{what} can no longer be read ({e}): mend it or take it away') from None
+
+@patch
 def batch(self: Photographs, index: Tensor) -> dict[str, Tensor]:
     "x (B, size, size, 3), standardised, and target: (B,), or (B, classes) where training mixes or smooths them."
     out, method = torch.empty(len(index), self.size, self.size, 3), BICUBIC if self.options.bicubic else BILINEAR
     for row, i in zip(out, index.tolist()):
-        image = decode_image(self.files[i % len(self)], round(self.size / self.options.crop))
+        image = self.picture(i % len(self))
         if self.train: crop = random_crop(image, self.size, derive_seed('crop', *self.epoch, i), self.least, method)
         else: crop = middle(image, self.size, self.options.crop, method)
         row.copy_(torch.from_numpy(crop.copy()))

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['forward_pass', 'flops_of', 'count_operations', 'parameters_of_all', 'sizes_table', 'picture_files', 'pipeline',
-           'bench_images', 'images_table', 'pipeline_table']
+           'bench_images', 'images_table', 'images_aims', 'pipeline_table']
 
 # %% ../../nbs/experiments/16_images_speed.ipynb #imports
 import io
 from pathlib import Path
 import torch
+from ..bench.aims import aim, aims_table, rows_with
 from ..bench.memory import step_apart
 from ..bench.record import begin_record, markdown_table, median_text, write_record
 from ..bench.timing import quartiles, race, ratio
@@ -95,7 +96,7 @@ def bench_images(sizes: tuple[int, ...] = (224, 384),     # pixels along a side
                  pictures: int = 32,                      # that the pipeline is timed with
                  threads: int = 1,                        # CPU threads
                  out: str | None = None                   # file of the record; None: none
-                ) -> str:                                 # two tables, as Markdown
+                ) -> str:                                 # tables, as Markdown
     "Time, memory and operations of a forward pass of four networks, and the pipeline. ValueError for counts below 1."
     if min(*sizes, batch, repeat, pictures, threads) < 1:
         raise ValueError('sizes, batch, repeat, pictures and threads must be at least 1')
@@ -110,7 +111,7 @@ def bench_images(sizes: tuple[int, ...] = (224, 384),     # pixels along a side
                     name=name, size=size, flops=flops_of(name, size), memory_mb=step['added_mb'],
                     seconds=quartiles(times[name]), ratio=ratio(times, name, 'imagenet-28m/resnet50')))
     write_record(record, out)
-    return '\n\n'.join([images_table(record), pipeline_table(record)])
+    return '\n\n'.join([images_table(record), images_aims(record), pipeline_table(record)])
 
 # %% ../../nbs/experiments/16_images_speed.ipynb #tables
 def images_table(record: dict) -> str:
@@ -120,6 +121,12 @@ def images_table(record: dict) -> str:
              for r in record['rows']]
     head = ['network', 'pixels', 'parameters, M', 'GFLOP', 'images per second', 'time over ResNet-50', 'memory, MB']
     return markdown_table(head, lines, 'lrrrrrr')
+
+def images_aims(record: dict) -> str:
+    "What a record of `bench_images` was meant to show, as Markdown."
+    rows = rows_with(record['rows'], name='imagenet-28m/itnet')
+    return aims_table([aim('time over ResNet-50', 1.5, rows, lambda r: r['ratio'][1], lambda r: f"{r['size']} pixels",
+                           least=False)])
 
 def pipeline_table(record: dict) -> str:
     "The pipeline of a record of `bench_images` as Markdown."
