@@ -169,6 +169,11 @@ class StackedLSTM(nn.Module):
         self.layers = nn.ModuleList(LSTMLayer(dim, causal) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
+    @property
+    def blocks(self) -> nn.ModuleList:
+        "Its layers, by the name that other backbones have for theirs."
+        return self.layers
+
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:
         check_plain(self, measure)
         if measure.ndim != 1: raise ValueError(f'an LSTM runs along one axis, not over a grid of shape {measure.shape}')
