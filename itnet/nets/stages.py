@@ -50,7 +50,9 @@ class Coarsen(nn.Module):
         self.window = Window(inputs * outputs, (size,) * dims, size - 1 - before, spacing=spacing)
         self.window.is_kappa = False                           # a matrix for each tap, trained as matrices are
         self.window.weight.data /= inputs ** .5
-        self.bias, self.norm = nn.Parameter(torch.zeros(outputs)), nn.LayerNorm(outputs)
+        # as large as a convolution has them, not zero: where the input is, the norms of all blocks would divide by 0
+        self.bias = nn.Parameter(torch.linspace(-1, 1, outputs) * (inputs * size ** dims) ** -.5)
+        self.norm = nn.LayerNorm(outputs)
 
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:       # (B, *S, inputs)
         every = tuple(max(1, int(self.step / h + 1e-6)) for h in measure.spacing)        # rather finer than coarser
