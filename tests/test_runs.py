@@ -207,6 +207,15 @@ def test_weights_of_another_step_are_not_tested(tmp_path):
         with pytest.raises(ValueError, match="best.ckpt is not of step 8 of this run"): run(tmp_path, recipe)
 
 
+def test_the_selected_weights_are_tested(tmp_path, monkeypatch):
+    "Those of the best evaluation, which is the first here, and not the last ones."
+    monkeypatch.setattr("itnet.training.callbacks.Curve.best", lambda self, metric: self.evals[0])
+    record = run(tmp_path)
+    assert record.selection["step"] == 8 < record.steps
+    best, last = (evaluate(only(tmp_path / "runs") / name, threads=1) for name in ("best.ckpt", "last.ckpt"))
+    assert record.test == best and best["loss"] != last["loss"]
+
+
 # --- going on
 
 def test_a_best_of_another_step_ends_a_run_that_goes_on(tmp_path):
