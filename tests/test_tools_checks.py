@@ -85,11 +85,26 @@ def test_the_site_is_built_beside_the_other_stages(project, monkeypatch, capsys)
         until = time.time() + 30
         while not (project / "begun").exists() and time.time() < until: time.sleep(.01)
         return checks.Result(int((project / "begun").exists()))
-    monkeypatch.setattr(checks, "STAGES", {"tests": tests, "site": checks.Site()})
+    monkeypatch.setattr(checks, "STAGES", {"tests": tests, "site": checks.Behind("tools/build_site.py", good="", bad="")})
     monkeypatch.setattr(sys, "argv", ["test.py", "--only", "tests", "site"])
     assert checks.main() == 1
     said = capsys.readouterr().out.splitlines()
     assert said.index("== site") + 1 == said.index("2 pages") and said[-1] == "total: 1 passed, 1 failed"
+
+
+def test_pages_are_looked_at_beside_the_tests_when_they_are_there(project, monkeypatch, capsys):
+    (project / "tools" / "build_site.py").write_text("from pathlib import Path\nPath('built').touch()")
+    (project / "tools" / "look.py").write_text("from pathlib import Path\nprint('built', Path('built').exists()); Path('looked').touch()")
+    def tests(_):
+        until = time.time() + 30
+        while not (project / "looked").exists() and time.time() < until: time.sleep(.01)
+        return checks.Result(int((project / "looked").exists()))
+    behind = {name: checks.Behind(f"tools/{file}.py", good="", bad="") for name, file in (("site", "build_site"), ("browser", "look"))}
+    monkeypatch.setattr(checks, "STAGES", {"tests": tests, **behind})
+    monkeypatch.setattr(sys, "argv", ["test.py", "--only", "tests", "site", "browser"])
+    assert checks.main() == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said.index("== browser") + 1 == said.index("built True") and said[-1] == "total: 1 passed, 0 failed"
 
 
 def test_differences_name_what_drifted():

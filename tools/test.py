@@ -155,41 +155,40 @@ def tests(args: argparse.Namespace) -> Result:
     return pytest_stage("tests", args)
 
 
-# --- site
+# --- site and browser
 
-class Site:
-    """Build the site offline; broken links, outside loads and an outdated README.md fail.
-
-    It is begun first and counted last: it takes what the other stages leave of the cores, with the lowest priority.
-    """
+class Behind:
+    "A command that is begun before other stages and counted last: it takes what they leave of the cores. What it says comes then."
     build = None
 
+    def __init__(self, *words: str, good: str, bad: str, nice: int = 0):
+        self.words, self.good, self.bad = words, good, bad
+        self.first = {"preexec_fn": lambda: os.nice(nice)} if nice and hasattr(os, "nice") else {}
+
     def begin(self) -> None:
-        "Start to build, into a file what it says."
+        "Start the command, into a file what it says."
         self.said = tempfile.TemporaryFile("w+")
-        last = {"preexec_fn": lambda: os.nice(19)} if hasattr(os, "nice") else {}
-        self.build = subprocess.Popen([sys.executable, "tools/build_site.py", "--check"], cwd=ROOT, env=environment(),
-                                      stdout=self.said, stderr=subprocess.STDOUT, **last)
+        self.build = subprocess.Popen([sys.executable, *self.words], cwd=ROOT, env=environment(), stdout=self.said, stderr=subprocess.STDOUT, **self.first)
 
     def __call__(self, _: argparse.Namespace) -> Result:
         if not self.build: self.begin()
         status = self.build.wait()
         self.said.seek(0)
         print(self.said.read(), end="")
-        return Result(failed=int(status != 0), note="problems" if status else "builds offline, README.md agrees")
+        return Result(failed=int(status != 0), note=self.bad if status else self.good)
 
 
-# --- browser
-
-def browser(_: argparse.Namespace) -> Result:
-    "Look at pages of the site, and at notebooks in JupyterLab, in a headless Chromium where there is one."
-    import browse
-    if why := browse.missing(): return Result(note=f"not looked at: {why}")
-    status = command(sys.executable, "tools/browse.py")
-    return Result(failed=int(status != 0), note="faults" if status else "pages and notebooks are as they should be")
+class Browser(Behind):
+    "Pages of the site that has been built, and notebooks in JupyterLab, in a headless Chromium where there is one."
+    def __call__(self, args: argparse.Namespace) -> Result:
+        import browse
+        why = browse.missing()
+        return Result(note=f"not looked at: {why}") if why else super().__call__(args)
 
 
-STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": Site(), "browser": browser}
+site = Behind("tools/build_site.py", "--check", good="builds offline, README.md agrees", bad="problems", nice=19)
+browser = Browser("tools/browse.py", good="pages and notebooks are as they should be", bad="faults")
+STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site, "browser": browser}
 
 
 def run(name: str, args: argparse.Namespace) -> tuple[str, Result, float]:
@@ -206,9 +205,11 @@ def main() -> int:
     parser.add_argument("--only", choices=STAGES, nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("-k", metavar="PATTERN", help="only notebooks and tests that match, as in pytest")
     args = parser.parse_args()
-    for name in args.only:
-        if begin := getattr(STAGES[name], "begin", None): begin()
-    results = [run(name, args) for name in STAGES if name in args.only]
+    results, behind = [], {n: stage for n, stage in STAGES.items() if n in args.only and isinstance(stage, Behind)}
+    if "site" in behind: behind["site"].begin()
+    for name in (n for n in STAGES if n in args.only):
+        if name == "tests" and len(behind) == 2 and not behind["site"].build.wait(): behind["browser"].begin()        # what it looks at is there
+        results.append(run(name, args))
     print("== summary")
     for name, result, seconds in results:
         count = f"{result.passed} passed" if name in ("notebooks", "tests") else ""

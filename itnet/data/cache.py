@@ -80,11 +80,11 @@ def _checked_map(file: Path) -> np.ndarray:
 # %% ../../nbs/data/02_cache.ipynb #changed
 def stamp(*paths: str | Path # files and folders
     ) -> tuple: # for the key of a cache
-    "What changes when a file does, or a file below a folder."
+    "What changes when a file does, or what lies below a folder."
     def of(path: Path) -> tuple:
-        if path.is_dir(): return (str(path), *(of(f) for f in sorted(path.rglob('*')) if f.is_file()))
         return (str(path), *((path.stat().st_mtime_ns, path.stat().st_size) if path.is_file() else ()))
-    return tuple(of(Path(p).expanduser()) for p in paths if str(p))
+    found = [Path(p).expanduser() for p in paths if str(p)]
+    return tuple(of(f) for p in found for f in (p, *(sorted(p.rglob('*')) if p.is_dir() else ())))
 
 def until_changed(files: Callable, # of the same arguments: the paths that are read
                   most: int = 2 # results that are kept

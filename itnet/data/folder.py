@@ -13,13 +13,13 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .augment import MEAN, STD, Augmented, augment
+from .cache import until_changed
 from .source import Indexed, check_integers, derive_seed
 from .spec import Spec, accuracy
 
@@ -160,7 +160,7 @@ def hashed_split(name: str,                       # of a picture, below its fold
     if t < validation: return 'validation'
     return 'test' if t < validation + test else 'train'
 
-@lru_cache(maxsize=4)
+@until_changed(lambda path, *_: [path], most=4)
 def _pictures(path: str, validation: float, test: float) -> tuple[tuple[str, ...], dict]:
     "Classes, and of each split its pictures and their classes, all of which can be read."
     root = Path(path).expanduser()

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
-from .source import Data, Indexed, check_integers, checksum, derive_seed, generator, read_split
+from .cache import until_changed
+from .source import (Data, Indexed, check_integers, checksum, derive_seed, generator, read_split, resolve)
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/30_images.ipynb #split
@@ -140,7 +141,7 @@ def splits(self: Digits) -> dict[str, Images]:
     return {k: Images(x[i], y[i], mean, std, 16., self.shift if k == 'train' else 0) for k, i in parts.items()}
 
 # %% ../../nbs/data/30_images.ipynb #cifar
-@lru_cache(maxsize=2)
+@until_changed(lambda *found_by: resolve('cifar10', *found_by))
 def _cifar10(split: str, path: str | None, revision: str | None) -> tuple[Tensor, Tensor]:
     "Pixels (n, 32, 32, 3) uint8 and labels of an official split."
     rows = read_split('cifar10', split, path, revision)
