@@ -104,4 +104,4 @@ def look_at(checkpoint,                   # a .ckpt file, or the folder of a run
     curve = some.curve
     if data.spec.head == 'forecast': curve = torch.cat([curve, y[0, :, 0]])
     place = at or (1.,)
-    return plot_line(found, some.labels, place[0], curve, f'what the point at {place[0]:g} of the line reads; {title}')
+    return plot_line(found, some.labels, place[0], curve, title)

@@ -99,7 +99,8 @@ def plot_line(found: list[Reading],                  # of one input, one per blo
               labels: Sequence[str] | None = None,   # of the points; default: none
               at: float = 1.,                        # the point that reads, as a share of the line
               curve: Tensor | None = None,           # (N,), drawn above the points instead of labels
-              title: str = '') -> Figure:
+              title: str = ''                        # what else is said above it
+             ) -> Figure:
     "What one point of a line reads in each block, over all points, and the matrices."
     rows, n, names = torch.stack([r.row((at,)) for r in found]), len(found), _panels(found)
     heights = [*([1.2] if curve is not None else []), .3 * n + .2, *(.8 if p == 'gate' else 2.2 for p in names)]
@@ -117,7 +118,8 @@ def plot_line(found: list[Reading],                  # of one input, one per blo
         place = min(int(at * rows.shape[1]), rows.shape[1] - 1)
         strip.axvline(place, color='k', lw=.6, ls=':')
         if labels is not None: strip.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
-        strip.set_title(title or f'what position {place} reads')
+        reader = f'position {place}' if labels is None else f'“{labels[place]}”, {place + 1} of {len(labels)},'
+        strip.set_title('; '.join(filter(None, (f'what {reader} reads', title))))
         for b, r in enumerate(found):
             for i, name in enumerate(names):
                 ax = fig.add_subplot(grid[i + len(heights) - len(names), b])
