@@ -23,7 +23,7 @@ def paused(work):
 @pytest.fixture
 def quick(monkeypatch):
     "Samples in milliseconds: to look through all objects of a process that has run other tests takes a hundred times as long."
-    monkeypatch.setattr(tool, "let_go", lambda: None)
+    monkeypatch.setattr(tool, "give_back", lambda: None)
 
 
 def test_what_is_free_is_not_counted():

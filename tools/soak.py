@@ -6,18 +6,17 @@ time is over, everything has been loaded that will be; from there on, the median
 stay within 3 % and the number of its open files may not grow.
 """
 import argparse
-import ctypes
-import gc
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
 import psutil
+
+from itnet.bench.memory import give_back
 
 MOST = 0.03                                            # growth of memory after the warm-up
 WARM = 0.25                                            # share of the time
@@ -31,15 +30,9 @@ class Sample:
     handles: int                                       # open files, sockets, pipes
 
 
-def let_go() -> None:
-    "Give back what the allocator keeps of freed memory, where it can be told to (glibc): only what is held can leak."
-    gc.collect()
-    with suppress(OSError, AttributeError, TypeError): ctypes.CDLL(None).malloc_trim(0)
-
-
 def measured(begun: float) -> Sample:
     "This process, now."
-    let_go()
+    give_back()                                        # what is free cannot leak
     me = psutil.Process()
     with me.oneshot(): return Sample(time.monotonic() - begun, me.memory_info().rss, me.num_fds() if hasattr(me, "num_fds") else me.num_handles())
 

@@ -224,6 +224,6 @@ class ImageFolder(Augmented):
         return Spec('image', 3, n, (self.size, self.size), accuracy(n))
     def splits(self) -> dict[str, Photographs]:
         "The data sets train (cropped at random), validation and test (their middles)."
-        parts = _pictures(self.path, self.validation, self.test)[1]
-        return {k: Photographs(files, torch.tensor(labels), self.size, k == 'train', self.least, self,
-                               len(self.classes)) for k, (files, labels) in parts.items()}
+        classes, parts = _pictures(self.path, self.validation, self.test)
+        return {k: Photographs(files, torch.tensor(labels), self.size, k == 'train', self.least, self, len(classes))
+                for k, (files, labels) in parts.items()}

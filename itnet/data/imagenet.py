@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from fastcore.basics import patch
 from .augment import Augmented
-from .cache import cache_folder, until_changed, whole_file
+from .cache import cache_folder, stamp, until_changed, whole_file
 from .columns import Columns
 from .folder import Photographs, check_images
 from .source import check_integers, checksum, read_split, resolve
@@ -46,8 +46,7 @@ def is_large(files: list[Path]) -> bool:
 def remembered(files: list[Path], what: str, make: Callable[[], str]) -> str:
     "What `make` says of files; of large ones once, until one of them is changed or moved."
     if not is_large(files): return make()
-    facts = [(f.resolve(), f.stat()) for f in files]
-    key = checksum(*(f'{f} {s.st_size} {s.st_mtime_ns}' for f, s in facts))
+    key = checksum(repr(stamp(*(f.resolve() for f in files))))
     note = cache_folder() / 'imagenet' / f'{what}-{key[:24]}.txt'
     if note.is_file(): return note.read_text(encoding='utf-8')
     said = make()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor
 from .cache import until_changed
-from .source import (Data, Indexed, check_integers, checksum, derive_seed, generator, read_split, resolve)
+from .source import Data, Indexed, check_integers, checksum, derive_seed, generator, read_split, resolve
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/30_images.ipynb #split
