@@ -188,7 +188,7 @@ def make(folder: Path, *args: str) -> subprocess.CompletedProcess:
 
 def installs(folder: Path) -> int:
     calls = folder / "calls"
-    return calls.read_text().count("pip install") if calls.exists() else 0
+    return sum("pip install" in line and " -e " in line for line in calls.read_text().splitlines()) if calls.exists() else 0
 
 
 def test_install_runs_once_and_again_after_a_change(checkout):
@@ -197,6 +197,12 @@ def test_install_runs_once_and_again_after_a_change(checkout):
     later = (checkout / ".venv" / ".installed").stat().st_mtime + 10
     os.utime(checkout / "constraints.txt", (later, later))
     assert make(checkout, "install").returncode == 0 and installs(checkout) == 1
+
+
+def test_without_a_newer_pip_the_one_that_is_there_installs(checkout):
+    (checkout / ".venv" / "bin" / "python").write_text('#!/bin/sh\necho "$@" >> calls\ncase "$*" in *"--upgrade pip") exit 1;; esac\n')
+    done = make(checkout, "install")
+    assert done.returncode == 0 and "slower" in done.stdout and installs(checkout) == 1
 
 
 def test_a_failed_install_leaves_no_stamp(checkout):
