@@ -281,7 +281,8 @@ def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
     process, said = child(command, "train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path), lambda name: (tmp_path / name).read_text()
     when(lambda: (tmp_path / "out").exists() and "step 10 " in said("out"))
     os.kill(process.pid, stop)
-    assert ended(process) == 130 and "Traceback" not in (err := said("err")), said("err")
+    code, err = ended(process), said("err")
+    assert code == 130 and "Traceback" not in err, err
     run = only(tmp_path, "runs/sums-itnet-s0-*")
     assert f"--resume {run}/last.ckpt" in err
     record = json.loads((tmp_path / f"results/{run.name}.json").read_text())

@@ -60,7 +60,8 @@ def _processes() -> BaseContext:
 
 def _in_own_process(recipe: Recipe, places: dict, environment: dict[str, str]) -> None:
     "A run whose exit status says how it ended."
-    os.environ.clear(); os.environ.update(environment)     # a server keeps those that it began with
+    os.environ.clear()                                # a server keeps the variables that it began with
+    os.environ.update(environment)
     if hasattr(os, 'setpgrp'): os.setpgrp()           # Ctrl-C reaches the parent alone, and from there each run once
     try: run_once(recipe, **places, quiet=True)
     except Interrupted: sys.exit(130)
