@@ -8,6 +8,7 @@ __all__ = ['GPUKernel', 'jit']
 # %% ../../nbs/gpu/02_jit.ipynb #imports
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 import triton.language as tl
 from triton import JITFunction
@@ -25,21 +26,37 @@ def _languages(fn: Callable) -> set[str]:
     "Which modules of Triton's language a function sees."
     return {module.__name__ for module in (tl, tl.core) if any(value is module for value in fn.__globals__.values())}
 
+def _by_name(get: Callable) -> Callable:
+    "Triton's function from types to NumPy's, asked once for each type of a number."
+    known = {}
+    def numpy_type(kind):
+        name = kind.scalar.name
+        if name not in known: known[name] = get(kind)
+        return known[name]
+    return numpy_type
+
+# %% ../../nbs/gpu/02_jit.ipynb #interpreting-launch
 @contextmanager
 def _interpreting() -> Iterator[None]:
     "Functions that a kernel calls are interpreted, Triton's own included; afterwards they compile again."
-    call, core, replaced = JITFunction.__call__, dict(vars(tl.core)), set()
+    from triton.runtime import interpreter
+    kinds = JITFunction, interpreter.InterpretedFunction       # the second: defined while the variable was set
+    call, core, replaced = [kind.__call__ for kind in kinds], dict(vars(tl.core)), set()
+    options, numpy_type = interpreter.interpreter_builder.options, interpreter._get_np_dtype
 
     def interpret(self, *args, **kwargs):
         function, languages = _by_interpreter(self.fn), _languages(self.fn)
         if languages <= replaced: return function.rewrite()(*args, **kwargs)     # once a launch: it takes milliseconds
         replaced.update(languages)
-        return function(*args, **kwargs)
+        return call[1](function, *args, **kwargs)
 
-    JITFunction.__call__ = interpret
+    for kind in kinds: kind.__call__ = interpret
+    interpreter.interpreter_builder.options = replace(options, sanitize_overflow=options.debug)
+    interpreter._get_np_dtype = _by_name(numpy_type)
     try: yield
     finally:
-        JITFunction.__call__ = call
+        for kind, own in zip(kinds, call): kind.__call__ = own
+        interpreter.interpreter_builder.options, interpreter._get_np_dtype = options, numpy_type
         vars(tl.core).update(core)
 
 # %% ../../nbs/gpu/02_jit.ipynb #jit
