@@ -183,13 +183,24 @@ class KernelBlock(nn.Module):
 
 # %% ../../nbs/nets/35_mixers.ipynb #mixed
 @patch
-def mixed(self: KernelBlock, n: Tensor, measure: Measure) -> Tensor:
-    "What the kernel makes of the normalised input, with skip, norm and gate, (B, N, D) -> (B, N, D)."
-    parts = self.project(n, measure).split(self.mixer.widths, -1)
-    kernel, v = self.mixer(n, parts, measure)
-    y = merge_heads(integrated_both_ways(self.mixer, kernel, measure, v), measure.shape) + self.skip * parts[-1]
+def parts(self: KernelBlock, n: Tensor, measure: Measure) -> tuple[Tensor, ...]:      # (B, N, D)
+    "What the mixer reads of the normalised input, (B, N, ·) each."
+    return self.project(n, measure).split(self.mixer.widths, -1)
+
+@patch
+def gated(self: KernelBlock, y: Tensor, own: Tensor, n: Tensor) -> Tensor:            # (B, N, D) each
+    "The integral, with what a point says itself, norm and gate."
+    y = y + self.skip * own
     if self.head_norm is not None: y = self.head_norm(y.unflatten(-1, (self.mixer.heads, -1))).flatten(2)
     return y * F.silu(self.gate(n))
+
+@patch
+def mixed(self: KernelBlock, n: Tensor, measure: Measure) -> Tensor:                  # (B, N, D) -> (B, N, D)
+    "What the kernel makes of the normalised input."
+    parts = self.parts(n, measure)
+    kernel, v = self.mixer(n, parts, measure)
+    y = integrated_both_ways(self.mixer, kernel, measure, v)
+    return self.gated(merge_heads(y, measure.shape), parts[-1], n)
 
 # %% ../../nbs/nets/35_mixers.ipynb #kernel-net
 class KernelNet(nn.Module):
