@@ -3,6 +3,7 @@ import importlib, json, os, re, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 from suite import cases
+from test_runs import child, ended, one_thread, when
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
@@ -27,9 +28,14 @@ def only(folder, pattern):
     return found.relative_to(folder)
 
 
-def start(line, folder):
-    return subprocess.Popen([sys.executable, str(HERE / "toy_itnet.py"), *line.split()], cwd=folder, env=ENV, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+def command(line, folder):
+    "The command in a process forked from this one, which has imported what it needs; into files what it says."
+    os.chdir(folder)
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
+        setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False))
+    import toy_itnet
+    sys.exit(toy_itnet.itnet.cli.main(line.split()))
 
 
 def test_help_is_quick_and_light():
@@ -272,12 +278,11 @@ def test_a_terminal_without_arrows(tmp_path, env):
 
 @pytest.mark.parametrize("stop", cases([signal.SIGINT], [signal.SIGTERM]))
 def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
-    p = start("train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path)
-    line = p.stdout.readline()
-    assert "step 10 " in line, line + p.stderr.read()
-    p.send_signal(stop)
-    out, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and "Traceback" not in err, err
+    process, said = child(command, "train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path), lambda name: (tmp_path / name).read_text()
+    when(lambda: (tmp_path / "out").exists() and "step 10 " in said("out"))
+    os.kill(process.pid, stop)
+    code, err = ended(process), said("err")
+    assert code == 130 and "Traceback" not in err, err
     run = only(tmp_path, "runs/sums-itnet-s0-*")
     assert f"--resume {run}/last.ckpt" in err
     record = json.loads((tmp_path / f"results/{run.name}.json").read_text())

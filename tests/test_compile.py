@@ -16,7 +16,7 @@ from itnet.nets.presets import ITNetConfig, build_model
 from itnet.rule.plan import choose
 from itnet.rule.rates import built_in
 from itnet.transform import IntegralTransform
-from suite import cases
+from suite import SLOW_TESTS, cases
 
 D, H = 8, 2
 KERNELS = {
@@ -104,9 +104,9 @@ def masked():
     return [(u, Measure.sequence(m.n, mask=torch.arange(m.n) < m.n - torch.arange(len(u))[:, None])) for u, m in lines()]
 
 
-@pytest.mark.parametrize("kernel, inputs", [
+@pytest.mark.parametrize("kernel, inputs", cases([
     (lambda: Taps(H, 5), lambda: lines(periodic=True)), (KERNELS["readme"], masked),
-    (lambda: Separable(D, H) * Implicit(H, 4.).spectral_normalise(), lines), (lambda: Selective(D, H, 2, gates="feature"), lines)])
+    (lambda: Separable(D, H) * Implicit(H, 4.).spectral_normalise(), lines)], [(lambda: Selective(D, H, 2, gates="feature"), lines)]))
 def test_rings_masks_norms_and_gates_are_compiled(kernel, inputs):
     assert graphs(IntegralTransform(D, kernel()), inputs()) == 2
 
@@ -116,6 +116,7 @@ def test_the_backbone_is_compiled():
     assert graphs(net, [(torch.randn(b, n, 16), Measure.sequence(n)) for b, n in ((2, 30), (3, 41), (4, 57))]) <= 3
 
 
+@pytest.mark.skipif(not SLOW_TESTS, reason="a C++ compiler needs a minute: NB_FLAGS=slow runs it")
 def test_generated_code_trains_as_the_network_does():
     network = build_model(ITNetConfig(16, 1, share=2, hidden=16), Spec("language", 40, 40, (64,), perplexity()))
     x, gradients = torch.randint(40, (2, 64)), []
@@ -143,8 +144,8 @@ def test_exported_for_every_batch_and_length(kernel, rule, strict):
         assert error(program(u), layer(u)) < 1e-5, shape
 
 
-@pytest.mark.parametrize("kernel, tiled", [
-    (KERNELS["selective"], "scan"), (lambda: Pairwise(D, H, 8, positive=True).restrict(5).normalise(), "direct")])
+@pytest.mark.parametrize("kernel, tiled", cases(
+    [(KERNELS["selective"], "scan")], [(lambda: Pairwise(D, H, 8, positive=True).restrict(5).normalise(), "direct")]))
 def test_what_is_cut_into_tiles_is_exported_for_whole_tiles_and_left_out_of_plans_for_others(kernel, tiled):
     layer, n = IntegralTransform(D, kernel()), 2400
     assert choose(layer.kernel, Measure.sequence(n), D // H, 2, built_in()) == tiled

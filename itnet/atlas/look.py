@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from .reading import plot_image, plot_line, readings
 from ..data.folder import ImageFolder, Photographs
+from ..data.image_table import ImageTable
 from ..data.source import Data
 from ..data.tokenizer import TextData
 from ..nets.generate import encoded
@@ -51,7 +52,7 @@ def example_input(data: Data, number: int) -> Shown:
     if head == 'image': return Shown(inputs, image=_from_zero(x[0]))
     if head == 'table': return Shown(inputs, labels=list(data.columns))
     if head in ('series', 'forecast'): return Shown(inputs, curve=x[0, :, 0])
-    if isinstance(data, TextData): return text_input(data, x[0].long())
+    if isinstance(data, TextData): return text_input(data, x[0][batch['mask'][0]] if len(inputs) > 1 else x[0].long())
     return Shown(inputs, labels=[str(i) for i in x[0].tolist()] if x.shape[1] <= 80 else None)
 
 # %% ../../nbs/atlas/30_look.ipynb #read-input
@@ -59,12 +60,14 @@ def read_input(data: Data,
                given: str                # a text, a picture file, or the number of an example of the test split
               ) -> Shown:
     "An input of the command line as the model's. ValueError, saying what would do, for one that it cannot read."
-    if isinstance(data, TextData) and not given.isdigit(): return text_input(data, encoded(data.tokenizer, given))
-    if isinstance(data, ImageFolder) and Path(given).expanduser().is_file():
+    if isinstance(data, TextData) and not given.isdigit():
+        tokens = encoded(data.tokenizer, given)
+        return text_input(data, tokens[:data.context] if data.spec.head == 'sequence' else tokens)
+    if isinstance(data, (ImageFolder, ImageTable)) and Path(given).expanduser().is_file():
         x = Photographs([Path(given).expanduser()], torch.zeros(1).long(), data.size).batch(torch.zeros(1).long())['x']
         return Shown((x,), image=_from_zero(x[0]))
     if given.isdigit(): return example_input(data, int(given))
-    kinds = {TextData: 'a text, or ', ImageFolder: 'a picture file, or '}
+    kinds = {TextData: 'a text, or ', (ImageFolder, ImageTable): 'a picture file, or '}
     kinds = ''.join(words for kind, words in kinds.items() if isinstance(data, kind))
     raise ValueError(f'--input {given!r}: a network of {type(data).__name__} is given {kinds}the number of an example '
                      'of the test split')
@@ -75,7 +78,9 @@ def answer(data: Data, prediction: Tensor            # of one example, (1, …)
     "What a model says, in a few words."
     head, y = data.spec.head, prediction[0].float()
     if head == 'forecast': return f'forecast of {len(y)} steps'
-    if data.spec.outputs == 1: return f'{y.item():.2f} standard deviations'
+    if data.spec.outputs == 1:
+        told = data.splits()['test']
+        return f"{y.item() * getattr(told, 'scale', 1.) + getattr(told, 'middle', 0.):.4g}"          # in its own units
     p = (y[-1] if head == 'language' else y).softmax(-1)
     best = int(p.argmax())
     if head == 'language':

@@ -28,6 +28,7 @@ class Augmented(Data):
     repeats: int = _later(1)       # times that a training picture stands in a batch, each time changed anew
     crop: float = _later(.875)     # share of the shorter side that is looked at in validation
     bicubic: bool = _later(False)  # resize pictures by cubic instead of linear interpolation
+    mirror: bool = _later(True)    # mirror left and right in half of the training pictures
 
     def check_augmented(self) -> None:
         "ValueError, naming the field, for a value outside its range."

@@ -48,9 +48,9 @@ class Recordings(Labelled):
     def __init__(self,
                  signals: list[Tensor], # (n,) each
                  target: Tensor, # (len(signals),) long, or (len(signals), 1)
-                 scale: float # what numbers were divided by
+                 scale: float, middle: float # what numbers were divided by, and their mean
         ):
-        super().__init__(target, scale)
+        super().__init__(target, scale, middle)
         self.signals = signals
     def checksum(self): return checksum(*self.signals, self.labels)
     def batch(self, index):
@@ -89,8 +89,8 @@ def _read_recordings(data: SignalFile) -> tuple[Target, int, dict[str, Recording
     some = torch.cat([signals[i] for i in parts['train'].tolist()]).double()
     middle, spread = some.mean().item(), some.std(correction=0).item() or 1.
     signals = [(s - middle)/spread for s in signals]
-    values, scale = scaled_target(target, parts['train'])
-    made = {k: Recordings([signals[j] for j in i.tolist()], values[i], scale) for k, i in parts.items()}
+    values, *scale = scaled_target(target, parts['train'])
+    made = {k: Recordings([signals[j] for j in i.tolist()], values[i], *scale) for k, i in parts.items()}
     return target, max(map(len, signals)), made
 
 # %% ../../nbs/data/37_signals.ipynb #facts

@@ -7,24 +7,21 @@ __all__ = ['Corpus', 'WikiText']
 
 # %% ../../nbs/data/22_tokens.ipynb #imports
 from dataclasses import dataclass, field
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .cache import cached, mapped, until_changed
+from .cache import mapped, until_changed
 from .source import LATER, check_integers, checksum
 from .spec import Spec, perplexity
 from .text import split_texts, text_files
-from .tokenizer import TextData, Tokenizer, check_vocabulary, read_tokenizer, train_tokenizer
+from .tokenizer import TextData, Tokenizer, check_vocabulary, fitting_tokenizer, kept_tokenizer
 from .windows import Units, Windows, check_stride, count_units, document_numbers, windows_of
 
 # %% ../../nbs/data/22_tokens.ipynb #corpus
 @until_changed(lambda name, path, revision, _: text_files(name, path, revision))
 def _learned(name: str, path: str | None, revision: str | None, vocabulary: int) -> Tokenizer:
     "The tokeniser of a text's train split, from the cache folder or learned."
-    train = split_texts(name, path, revision)['train']
-    def learned(): return {'json': np.frombuffer(train_tokenizer(train, vocabulary).json.encode(), np.uint8)}
-    return Tokenizer(cached(f'bpe-{vocabulary}-{checksum(train)[:20]}', learned)['json'].tobytes().decode())
+    return kept_tokenizer(split_texts(name, path, revision)['train'], vocabulary)
 
 @dataclass(frozen=True)
 class Corpus:
@@ -78,10 +75,7 @@ def spec(self: WikiText) -> Spec:
 def tokenizer(self: WikiText) -> Tokenizer:
     "The tokeniser, learned on first use. Raises `DataNotFound`, or ValueError for one with more tokens than declared."
     if self.tokenizer_file is None: return _learned(self.name, self.path, self.revision, self.vocabulary)
-    found = read_tokenizer(self.tokenizer_file)
-    if len(found) <= self.vocabulary: return found
-    raise ValueError(f'{self.tokenizer_file} has {len(found):,} tokens, the vocabulary {self.vocabulary:,}: '
-                     f'set vocabulary={len(found)}')
+    return fitting_tokenizer(self.tokenizer_file, self.vocabulary)
 
 # %% ../../nbs/data/22_tokens.ipynb #wikitext-splits
 @patch

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from multiprocessing import connection, get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from ..terminal import harmless, say
 from .callbacks import interruptible
@@ -51,8 +52,16 @@ def _line(record: Record) -> str:
     metric, seconds = record.selection['metric'], record.seconds['total']
     return f'{record.name}, seed {record.seed}: {metric} {record.test[metric]:.4g} on test, {seconds:.0f} s'
 
-def _in_own_process(recipe: Recipe, places: dict) -> None:
+def _processes() -> BaseContext:
+    "How processes are made: on Linux from a server that has imported Lightning, elsewhere each from nothing."
+    context = get_context('forkserver' if sys.platform == 'linux' else 'spawn')
+    if sys.platform == 'linux': context.set_forkserver_preload(['lightning.pytorch'])
+    return context
+
+def _in_own_process(recipe: Recipe, places: dict, environment: dict[str, str]) -> None:
     "A run whose exit status says how it ended."
+    os.environ.clear()                                # a server keeps the variables that it began with
+    os.environ.update(environment)
     if hasattr(os, 'setpgrp'): os.setpgrp()           # Ctrl-C reaches the parent alone, and from there each run once
     try: run_once(recipe, **places, quiet=True)
     except Interrupted: sys.exit(130)
@@ -63,11 +72,11 @@ def _in_own_process(recipe: Recipe, places: dict) -> None:
 # %% ../../nbs/training/50_runs.ipynb #side-by-side
 def _side_by_side(recipes: list[Recipe], places: dict, jobs: int, quiet: bool) -> list[Recipe]:
     "Do runs, `jobs` at a time; those that failed. KeyboardInterrupt once all are saved, where one was asked to end."
-    context, waiting, working, failed, asked = get_context('spawn'), list(recipes), {}, [], threading.Event()
+    context, waiting, working, failed, asked = _processes(), list(recipes), {}, [], threading.Event()
     with interruptible(asked):
         while waiting and not asked.is_set() or working:
             while waiting and len(working) < jobs and not asked.is_set():
-                process = context.Process(target=_in_own_process, args=(waiting[0], places))
+                process = context.Process(target=_in_own_process, args=(waiting[0], places, dict(os.environ)))
                 process.start()
                 working[process.sentinel] = process, waiting.pop(0)
             for done in connection.wait(list(working), timeout=.2):
