@@ -136,6 +136,7 @@ def page_faults(driver: webdriver.Chrome, url: str, shots: Path | None = None) -
         found += complaints(driver)
     found += accessibility(driver)
     darken(driver, True)
+    resize(driver, WIDTHS[0])
     driver.get(url)
     until(lambda: driver.execute_script("return document.readyState") == "complete", 30, url)
     if shots: keep(driver, shots, url, "dark")
