@@ -64,7 +64,7 @@ test: $(STAMP)  ## drift check, notebooks, tests, site and browser, each once
 	@$(BIN)/python tools/test.py $(ARGS)
 
 lab: $(STAMP)  ## JupyterLab on the notebooks
-	@$(BIN)/jupyter lab --notebook-dir=nbs $(ARGS)
+	@$(BIN)/jupyter lab nbs/index.ipynb $(ARGS)
 
 docs: $(STAMP)  ## build the site into _docs/ and README.md from the index notebook
 	@$(BIN)/python tools/build_site.py

@@ -1,7 +1,8 @@
-"""Notebooks as pytest items, each run exactly as `nbdev_test` runs it.
+"""Notebooks as pytest items, each run as `nbdev_test` runs it, but for the size of figures.
 
 `nbdev_test` runs the notebooks but neither counts nor times them; `pytest nbs` calls the same `nbdev.test.test_nb` with
-the same `tst_flags` and reports one item per notebook. `NB_FLAGS="slow data" pytest nbs` runs flagged cells, too.
+the same `tst_flags` and reports one item per notebook. `NB_FLAGS="slow data" pytest nbs` runs flagged cells, too. Figures
+are drawn, and nobody looks at them: so they are small, where `nbdev_test` draws them at the resolution of a good screen.
 """
 import contextlib
 import gc
@@ -25,6 +26,22 @@ def pytest_collection_finish() -> None:
     keep()
 
 
+@contextlib.contextmanager
+def small_figures() -> Iterator[None]:
+    "The shells of nbdev's tests draw 40 dots per inch, without looking for the box that is left when margins are cut off."
+    import nbdev.test
+    from execnb.shell import CaptureShell
+
+    class Small(CaptureShell):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self._run("set_matplotlib_formats('png', dpi=40, bbox_inches=None)")       # a name that the shell imports itself
+
+    nbdev.test.CaptureShell = Small
+    try: yield
+    finally: nbdev.test.CaptureShell = CaptureShell
+
+
 class NotebookFailed(Exception):
     "A cell of a notebook raised; the message is the notebook's own traceback."
 
@@ -38,7 +55,7 @@ class NotebookItem(pytest.Item):
 
         cfg = get_config()
         errors = io.StringIO()
-        with contextlib.redirect_stderr(errors):
+        with contextlib.redirect_stderr(errors), small_figures():
             passed, _ = test_nb(self.path, skip_flags=cfg.tst_flags.split(),
                                 force_flags=os.environ.get("NB_FLAGS", "").split(), basepath=cfg.config_path)
         keep()                                       # its own names are gone

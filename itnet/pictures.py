@@ -17,7 +17,7 @@ from torch import Tensor
 # %% ../nbs/pictures.ipynb #constants
 SIGNED = plt.get_cmap('RdBu_r')      # red is positive, blue is negative, white is zero
 MAGNITUDE = plt.get_cmap('magma')    # logarithms of what has no sign
-STYLE = {'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 6, 'lines.linewidth': 1,
+STYLE = {'axes.titlesize': 8, 'axes.labelsize': 8, 'legend.fontsize': 7, 'lines.linewidth': 1,
          'xtick.labelsize': 7, 'ytick.labelsize': 7}
 
 # %% ../nbs/pictures.ipynb #bare

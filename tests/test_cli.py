@@ -297,6 +297,22 @@ def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
     assert {10, 20, 30, 40} <= set(steps), steps
 
 
+def test_an_interrupted_demo_of_make_goes_on_by_make(tmp_path, monkeypatch, capsys):
+    "`make demo` that is interrupted advises a command that make knows, and `itnet demo` one of its own."
+    from itnet import cli
+    checkpoint, makefile = tmp_path / "last.ckpt", (Path(__file__).parent.parent / "Makefile").read_text()
+    checkpoint.touch()
+    error = KeyboardInterrupt("interrupted at step 3")
+    error.record, error.checkpoint = type("Record", (), dict(status="interrupted")), checkpoint
+    monkeypatch.setenv("MAKELEVEL", "1")
+    assert cli._interrupted(error, ["demo", "--seeds", "2"]) == 130
+    advice = re.search(r"go on with make (\w+) ARGS=\"(.*)\"", capsys.readouterr().err)
+    assert advice[2] == "--seeds 2 --resume" and re.search(rf"^{advice[1]}:.*\n(?:\t.*\n)*\t.*\$\(ARGS\)", makefile, re.M)
+    monkeypatch.delenv("MAKELEVEL")
+    cli._interrupted(error, ["demo", "--seeds", "2"])
+    assert "the same command and --resume" in capsys.readouterr().err
+
+
 def test_doctor(itnet):
     code, out, err = itnet("doctor --format json")
     assert code == 0 and not err

@@ -124,7 +124,7 @@ def test_notebook_form(path):
     "Title and summary open it, its module is named after it, cell ids are unique and exported imports stand alone."
     found = cells(path)
     opening = next(c["source"] for c in found if c["cell_type"] == "markdown")
-    assert re.match(r"# .+\n+> .+", opening), "a notebook opens with `# Title` and a `>` line"
+    assert re.fullmatch(r"# .+\n+(?:>.*\n?)+", opening), "a notebook opens with `# Title` and a `>` line; of what follows in this cell the site shows nothing"
     ids = [c["id"] for c in found]
     assert len(ids) == len(set(ids))
     code = [c["source"] for c in found if c["cell_type"] == "code"]
@@ -160,6 +160,14 @@ def test_signs_have_one_colour_map():
     assert not [f"{name}: {m[0]}" for name, source in demo_code() for m in diverging.finditer(source)]
 
 
+def test_words_in_figures_can_be_read():
+    "No words of 6 points and less."
+    small = re.compile(r"(?:fontsize|labelsize|titlesize)(?:'|\")?\s*[:=]\s*[1-6](?:\.\d*)?(?![\d.])")
+    assert small.search("legend(fontsize=6)") and small.search("{'legend.fontsize': 6.5}") and not small.search("fontsize=16, labelsize=7")
+    sources = [(p.name, "\n".join(c["source"] for c in cells(p) if c["cell_type"] == "code")) for p in NOTEBOOKS]
+    assert not [f"{name}: {m[0]}" for name, source in sources for m in small.finditer(source)]
+
+
 def test_no_error_is_saved():
     broken = [p.name for p in NOTEBOOKS for c in cells(p) if any(o["output_type"] == "error" for o in c.get("outputs", []))]
     assert not broken
@@ -181,6 +189,16 @@ def test_readme_is_one_screen():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 100 and len(text) < 9000, (len(text.splitlines()), len(text))
     assert text.count("```python") == 1 and text.count("ms a step") == 1
+
+
+def test_links_of_notebooks_work_in_the_lab():
+    "JupyterLab opens nothing above the folder that it serves: `make lab` serves the checkout, and files are in it."
+    lab = re.search(r"^lab:.*\n\t@(.*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert "-dir" not in lab and (ROOT / re.search(r"jupyter lab (\S+)", lab)[1]).is_file()
+    links = [(p, url) for p in NOTEBOOKS for c in cells(p) if c["cell_type"] == "markdown"
+             for url in re.findall(r"\]\(([^)\s#]+)[^)]*\)", re.sub(r"```.*?```|`[^`\n]*`|\$[^$]*\$", "", c["source"], flags=re.S))
+             if not re.match(r"[a-z]+:", url) and "/" in url]
+    assert len(links) > 200 and not [f"{p.name}: {url}" for p, url in links if not (p.parent / url).resolve().exists()]
 
 
 def test_readme_links_work_in_the_checkout():

@@ -19,6 +19,9 @@ FAULTS = {
     "grey on white": ("<p style='color: #ccc'>Words.</p>", "color-contrast (serious)"),
     "a script that fails": ("<script>nothing.there()</script>", "nothing is not defined"),
     "a file that is not there": ("<img src='none.png' alt='none'>", "404"),
+    "a line of code that does not fit": (f"<pre tabindex=0 style='overflow-x: auto'><code>{'x = 1; ' * 300}</code></pre>", "1 pieces of code"),
+    "a page that stays light": ("<style>html { background: #fff !important; color: #000 !important }</style>", "it stays light"),
+    "grey on black": ("<style>@media (prefers-color-scheme: dark) { p { color: #444 } }</style>", "in the dark: color-contrast (serious)"),
     "words that do not fit a telephone": (f"<p>{'long' * 300}</p>", "at 390 pixels it is"),
 }
 
@@ -32,7 +35,7 @@ def page(folder, body):
     "The address of a page is that of a folder's index; its files lie beside it."
     folder.mkdir(exist_ok=True)
     (folder / "index.html").write_text(f"<!doctype html><html lang=en><head><title>Page</title><link rel=icon href='data:,'>"
-                                       f"<meta name=viewport content='width=device-width'></head><body><main>{body}</main></body></html>")
+                                       f"<meta name=viewport content='width=device-width'><style>html {{ background: #fff; color: #000 }} @media (prefers-color-scheme: dark) {{ html {{ background: #111; color: #eee }} }}</style></head><body><main>{body}</main></body></html>")
     (folder / "dot.png").write_bytes(DOT)
 
 

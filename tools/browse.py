@@ -4,8 +4,8 @@
     python tools/browse.py --shots shots          # … and keep a picture of each page at both widths
     python tools/browse.py --only site --pages 0  # every page
 
-A page is wrong where axe-core finds a fault of accessibility that is serious, the browser complains, a file is missing, or
-the page has to be scrolled sideways on a telephone. A notebook is wrong where JupyterLab calls it modified on opening,
+A page is wrong where axe-core finds a fault of accessibility that is serious, by day or by night, the browser complains, a
+file is missing, the page has to be scrolled sideways on a telephone, or it stays light for who wants pages dark. A notebook is wrong where JupyterLab calls it modified on opening,
 a cell fails or warns in red, or it does not end. Without Chromium and its driver nothing can be looked at: that is said,
 and is no fault. On Debian: apt-get install chromium chromium-driver.
 """
@@ -77,6 +77,11 @@ def shown(driver: webdriver.Chrome, what: str) -> list:
     return [e for e in driver.find_elements(By.CSS_SELECTOR, what) if e.is_displayed()]
 
 
+def darken(driver: webdriver.Chrome, dark: bool) -> None:
+    "Say what a reader's system says who wants pages dark."
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dict(features=[dict(name="prefers-color-scheme", value="dark" if dark else "light")]))
+
+
 def complaints(driver: webdriver.Chrome) -> list[str]:
     "What the browser has complained of since it was last asked: scripts that fail, files that are not there."
     return [entry["message"][:200] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
@@ -96,6 +101,10 @@ def served(folder: Path) -> Iterator[str]:
 
 
 AXE = "const done = arguments[0]; axe.run({resultTypes: ['violations']}).then(r => done(r.violations), e => done(String(e)))"
+DARK = """const paper = e => getComputedStyle(e).backgroundColor.match(/[0-9.]+/g).map(Number);
+const [r, g, b] = [document.body, document.documentElement].map(paper).find(c => c[3] !== 0) || [255, 255, 255];
+return r + g + b < 384"""
+CUT = "return [...document.querySelectorAll('pre code')].filter(e => e.parentElement.scrollWidth > e.parentElement.clientWidth + 1 && !e.closest('[class*=output]')).length"
 TOO_WIDE = "const d = document.documentElement; return d.scrollWidth - d.clientWidth"
 
 
@@ -108,6 +117,12 @@ def accessibility(driver: webdriver.Chrome) -> list[str]:
             for v in found if v["impact"] in ("serious", "critical")]
 
 
+def keep(driver: webdriver.Chrome, shots: Path, url: str, what: str) -> None:
+    "A picture of what is shown."
+    name = re.sub(r"[^a-z0-9]+", "-", url.partition("//")[2].partition("/")[2].lower())
+    (shots / f"{name}-{what}.png").write_bytes(driver.get_screenshot_as_png())
+
+
 def page_faults(driver: webdriver.Chrome, url: str, shots: Path | None = None) -> list[str]:
     "What is wrong with a page."
     found = []
@@ -115,10 +130,20 @@ def page_faults(driver: webdriver.Chrome, url: str, shots: Path | None = None) -
         resize(driver, width)
         driver.get(url)
         until(lambda: driver.execute_script("return document.readyState") == "complete", 30, url)
-        if shots: (shots / f"{re.sub(r'[^a-z0-9]+', '-', url.partition('//')[2].partition('/')[2].lower())}-{width}.png").write_bytes(driver.get_screenshot_as_png())
+        if shots: keep(driver, shots, url, str(width))
         if (wide := driver.execute_script(TOO_WIDE)) > 0: found.append(f"at {width} pixels it is {wide} too wide")
+        if width == WIDTHS[0] and (cut := driver.execute_script(CUT)): found.append(f"{cut} pieces of code have to be scrolled sideways")
         found += complaints(driver)
-    return list(dict.fromkeys(found + accessibility(driver)))
+    found += accessibility(driver)
+    darken(driver, True)
+    resize(driver, WIDTHS[0])
+    driver.get(url)
+    until(lambda: driver.execute_script("return document.readyState") == "complete", 30, url)
+    if shots: keep(driver, shots, url, "dark")
+    if not driver.execute_script(DARK): found.append("it stays light for who wants it dark")
+    found += [f"in the dark: {fault}" for fault in accessibility(driver)]
+    darken(driver, False)
+    return list(dict.fromkeys(found + complaints(driver)))
 
 
 def search_faults(driver: webdriver.Chrome, base: str) -> list[str]:
