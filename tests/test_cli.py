@@ -28,14 +28,16 @@ def only(folder, pattern):
     return found.relative_to(folder)
 
 
-def command(line, folder):
-    "The command in a process forked from this one, which has imported what it needs; into files what it says."
+def commands(lines, folder, encoding="utf-8"):
+    "Commands in a process forked from this one, which has imported what they need; into files what they say, their exit codes last."
     os.chdir(folder)
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(name, os.O_CREAT | os.O_WRONLY), number)
-        setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False))
+        setattr(sys, f"std{name}", open(number, "w", buffering=1, closefd=False, encoding=encoding))
     import toy_itnet
-    sys.exit(toy_itnet.itnet.cli.main(line.split()))
+    codes = [toy_itnet.itnet.cli.main(line.split()) for line in lines]
+    print(*codes)
+    sys.exit(codes[-1])
 
 
 def test_help_is_quick_and_light():
@@ -263,22 +265,28 @@ def test_what_fails_at_once_leaves_no_record_among_the_results(itnet, tmp_path):
 
 ASCII = {"ascii": dict(PYTHONIOENCODING="ascii"), "C": dict(LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")}
 
-@pytest.mark.parametrize("env", cases(["C"], ["ascii"]))
-def test_a_terminal_without_arrows(tmp_path, env):
-    "All commands in one process, whose output has no letters but ASCII's."
+@pytest.mark.parametrize("env", cases([None], ["C", "ascii"]))
+def test_a_terminal_without_arrows(tmp_path, monkeypatch, env):
+    "All commands in one process, whose output has no letters but ASCII's: of a file, or as the environment says."
     lines = ["-h", "train sums/itnet --train.steps 10", "results", "results --format rich", "train sums/\u2192"]
-    code = f"import toy_itnet; print(*[toy_itnet.itnet.cli.main(line.split()) for line in {lines!a}])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
-                          env={**ENV, **ASCII[env], "COLUMNS": "150", "PYTHONPATH": os.pathsep.join([str(HERE), PATHS])})
-    assert done.returncode == 0 and done.stdout.isascii() and done.stderr.isascii(), done.stderr
-    out, err = done.stdout.decode(), done.stderr.decode()
+    if env is None:
+        monkeypatch.setenv("COLUMNS", "150")
+        assert ended(child(commands, lines, tmp_path, "ascii")) == 2
+        out, err = ((tmp_path / name).read_text("ascii") for name in ("out", "err"))
+    else:
+        code = f"import toy_itnet; print(*[toy_itnet.itnet.cli.main(line.split()) for line in {lines!a}])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                              env={**ENV, **ASCII[env], "COLUMNS": "150", "PYTHONPATH": os.pathsep.join([str(HERE), PATHS])})
+        assert done.returncode == 0, done.stderr
+        out, err = done.stdout.decode("ascii"), done.stderr.decode("ascii")
     assert out.splitlines()[-1] == "0 0 0 0 2" and out.count("accuracy ^") == 2 and "+---" in out and " on test" in out
     assert err.startswith("itnet: unknown recipe sums/->: ") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("stop", cases([signal.SIGINT], [signal.SIGTERM]))
 def test_signal_leaves_a_resumable_run(itnet, tmp_path, stop):
-    process, said = child(command, "train sums/itnet --data.pause 0.05 --train.steps 40", tmp_path), lambda name: (tmp_path / name).read_text()
+    process = child(commands, ["train sums/itnet --data.pause 0.05 --train.steps 40"], tmp_path)
+    said = lambda name: (tmp_path / name).read_text()
     when(lambda: (tmp_path / "out").exists() and "step 10 " in said("out"))
     os.kill(process.pid, stop)
     code, err = ended(process), said("err")

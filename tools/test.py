@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
@@ -158,19 +159,23 @@ def tests(args: argparse.Namespace) -> Result:
 # --- site and browser
 
 class Behind:
-    "A command that is begun before other stages and counted last: it takes what they leave of the cores. What it says comes then."
-    build = None
+    "A command that runs beside other stages and is counted last, so that no core is idle. What it says comes then."
+    build = waits = None
 
-    def __init__(self, *words: str, good: str, bad: str, nice: int = 0):
-        self.words, self.good, self.bad = words, good, bad
-        self.first = {"preexec_fn": lambda: os.nice(nice)} if nice and hasattr(os, "nice") else {}
+    def __init__(self, *words: str, good: str, bad: str): self.words, self.good, self.bad = words, good, bad
 
     def begin(self) -> None:
         "Start the command, into a file what it says."
         self.said = tempfile.TemporaryFile("w+")
-        self.build = subprocess.Popen([sys.executable, *self.words], cwd=ROOT, env=environment(), stdout=self.said, stderr=subprocess.STDOUT, **self.first)
+        self.build = subprocess.Popen([sys.executable, *self.words], cwd=ROOT, env=environment(), stdout=self.said, stderr=subprocess.STDOUT)
+
+    def begin_after(self, other: "Behind") -> None:
+        "Start as soon as another one has ended well, since this one needs what it makes."
+        self.waits = threading.Thread(target=lambda: other.build.wait() or self.begin(), daemon=True)
+        self.waits.start()
 
     def __call__(self, _: argparse.Namespace) -> Result:
+        if self.waits: self.waits.join()
         if not self.build: self.begin()
         status = self.build.wait()
         self.said.seek(0)
@@ -186,7 +191,7 @@ class Browser(Behind):
         return Result(note=f"not looked at: {why}") if why else super().__call__(args)
 
 
-site = Behind("tools/build_site.py", "--check", good="builds offline, README.md agrees", bad="problems", nice=19)
+site = Behind("tools/build_site.py", "--check", good="builds offline, README.md agrees", bad="problems")
 browser = Browser("tools/browse.py", good="pages and notebooks are as they should be", bad="faults")
 STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site, "browser": browser}
 
@@ -207,9 +212,8 @@ def main() -> int:
     args = parser.parse_args()
     results, behind = [], {n: stage for n, stage in STAGES.items() if n in args.only and isinstance(stage, Behind)}
     if "site" in behind: behind["site"].begin()
-    for name in (n for n in STAGES if n in args.only):
-        if name == "tests" and len(behind) == 2 and not behind["site"].build.wait(): behind["browser"].begin()        # what it looks at is there
-        results.append(run(name, args))
+    if len(behind) == 2: behind["browser"].begin_after(behind["site"])
+    for name in (n for n in STAGES if n in args.only): results.append(run(name, args))
     print("== summary")
     for name, result, seconds in results:
         count = f"{result.passed} passed" if name in ("notebooks", "tests") else ""

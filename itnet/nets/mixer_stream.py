@@ -6,64 +6,53 @@
 __all__ = ['MixerStream']
 
 # %% ../../nbs/nets/56_mixer_stream.ipynb #imports
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 from ..kernel.base import Kernel
 from ..kernel.content import merge_heads
 from ..measure.measure import Measure
 from ..measure.missing import fill_missing
-from .kernel_stream import LaterLine, within
+from .kernel_stream import LaterLine, Recent, within
 from .mixers import KernelBlock
 from .point_stream import kernel_stream
+from ..stream import context
 
 # %% ../../nbs/nets/56_mixer_stream.ipynb #stream
-class MixerStream:
+class MixerStream(Recent):
     "A `KernelBlock`, point by point."
     def __init__(self, block: KernelBlock):
         if not block.mixer.causal:
             raise ValueError('this kernel looks ahead, which a stream cannot: build the model with causal=True')
-        self.block, taps = block, block.project.taps
-        self.reach = max(1, taps.structure.support[0][1] if taps is not None else 0)     # inputs kept, one at least
-        start = block.skip.new_zeros(1, 1, block.mixer.dim)
-        self.field = kernel_stream(self.made(start, start, Measure.sequence(1))[0])
-        self.n, self.recent = 0, None                         # points seen, and the last inputs, (B, reach, D)
+        super().__init__(max(1, context(block.project)))      # a kernel with a state is asked for at two points
+        self.block, line = block, LaterLine((1,), (1.,), periodic=(False,), ordered=True)
+        self.field = kernel_stream(self.made(block.skip.new_zeros(1, 1, block.mixer.dim), line, 1)[0])
 
-    def made(self, inputs: Tensor, n: Tensor, line: Measure) -> tuple[Kernel, Tensor, Tensor]:
-        "Kernel, values and own contribution at the last points, (B, N, D), of inputs that go further back."
-        along = LaterLine((inputs.shape[1],), (1.,), periodic=(False,), ordered=True)
-        parts = tuple(x[:, -line.n:] for x in self.block.parts(inputs, along))
-        return *self.block.mixer(n, parts, line), parts[-1]
+    def made(self, n: Tensor, line: LaterLine, few: int) -> tuple[Kernel, Tensor, Tensor]:
+        "Kernel, values and what points say themselves, at the last few of a line, by normalised inputs (B, N, D)."
+        parts = tuple(x[:, -few:] for x in self.block.parts(n, line))
+        last = LaterLine((few,), (1.,), periodic=(False,), ordered=True, origin=line.origin + line.n - few)
+        return *self.block.mixer(n[:, -few:], parts, last), parts[-1]
 
     def begin(self, u: Tensor, measure: Measure) -> Tensor:   # (B, N, D) -> (B, N, D)
         "The block on the first points, by the parallel rules."
         n = self.block.norm(fill_missing(u, measure))
-        parts = self.block.parts(n, measure)
-        kernel, v = self.block.mixer(n, parts, measure)
+        kernel, v = self.block.mixer(n, self.block.parts(n, measure), measure)
         self.field.given(kernel)
         self.field.begin(measure, None, v)
-        if measure.mask is not None: n = torch.where(measure.mask[..., None], n, 0.)
-        self.n, self.recent = measure.n, n[:, -self.reach:]
+        self.n, self.u = measure.n, n[:, -self.reach:]
+        if measure.mask is not None: self.u = self.u.masked_fill(~measure.mask[:, -self.reach:, None], 0.)
         return self.block(u, measure)
 
     def step(self, u: Tensor) -> Tensor:                      # (B, 1, D) -> (B, 1, D)
         "The block at one more point."
-        n, few = self.block.norm(u), 1 + self.field.behind
-        inputs = torch.cat([self.recent, n], 1)
-        line = LaterLine((few,), (1.,), periodic=(False,), ordered=True, origin=self.n + 1 - few)
-        kernel, v, own = self.made(inputs, inputs[:, -few:], line)
+        block, n = self.block, self.block.norm(u)
+        kernel, v, own = self.made(*self.joined(n), 1 + self.field.behind)
         self.field.given(kernel)
         y = self.field.step(None, v[:, :, -1:])
-        self.n, self.recent = self.n + 1, inputs[:, -self.reach:]
-        u = u + self.block.out(self.block.gated(merge_heads(y, (1,)), own[:, -1:], n))
-        return u + self.block.mlp(self.block.norm_mlp(u))
+        u = u + block.out(block.gated(merge_heads(y, (1,)), own[:, -1:], n))
+        return u + block.mlp(block.norm_mlp(u))
 
-    def tensors(self) -> dict[str, Tensor]:
-        "All that is remembered."
-        own = {'n': torch.tensor(self.n), 'recent': self.recent}
-        return own | {f'field.{key}': x for key, x in self.field.tensors().items()}
+    def tensors(self): return super().tensors() | {f'field.{key}': x for key, x in self.field.tensors().items()}
 
-    def remember(self, tensors: dict[str, Tensor]) -> None:
-        "Take over what `tensors` gave."
-        self.n, self.recent = int(tensors['n']), tensors['recent']
+    def remember(self, tensors):
+        super().remember(tensors)
         self.field.remember(within(tensors, 'field'))

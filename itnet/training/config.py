@@ -138,8 +138,9 @@ CONFIGURATIONS: dict[str, type] = {} # the classes that a checkpoint may name, a
 CONFIG_MODULES = ('itnet.data.folder', 'itnet.data.imagenet', 'itnet.data.images', 'itnet.data.lra',
                   'itnet.data.recall', 'itnet.data.line', 'itnet.data.papers', 'itnet.data.pathfinder',
                   'itnet.data.text', 'itnet.data.tokens', 'itnet.data.table', 'itnet.data.series',
-                  'itnet.data.signals', 'itnet.nets.mixers', 'itnet.nets.presets', 'itnet.nets.image_presets',
-                  'itnet.nets.hub_images', 'itnet.nets.hub_sequences', 'itnet.nets.ode')
+                  'itnet.data.signals', 'itnet.data.texts', 'itnet.data.image_table', 'itnet.nets.mixers',
+                  'itnet.nets.presets', 'itnet.nets.image_presets', 'itnet.nets.hub_images',
+                  'itnet.nets.hub_sequences', 'itnet.nets.ode')
 
 def register_config(cls: type) -> type:
     "Decorator of a dataclass of data or of a model: checkpoints may name it. ValueError for anything else."
