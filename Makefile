@@ -41,11 +41,16 @@ define install
 	@$(PIP) $(PIP_FLAGS) -c constraints.txt -e '.[$(1)]'
 endef
 
+# What most tests import is compiled here by two processes, and not by each of the first ones that run at the same time.
+COMPILE := $(BIN)/python -c "import lightning.pytorch, torch._dynamo" & \
+	$(BIN)/python -c "import datasets, matplotlib.pyplot, nbdev.test, pandas, scipy.stats, sklearn.datasets, sympy" & wait
+
 # A stamp is the last thing written, so an installation that fails or is interrupted is done again.
 DESCRIBED := settings.ini setup.py pyproject.toml constraints.txt
 $(STAMP): $(DESCRIBED)
 	@rm -f $@
 	$(call install,dev)
+	@$(COMPILE)
 	@$(BIN)/python tools/hooks.py
 	@touch $@
 
