@@ -17,7 +17,7 @@ from .columns import Columns
 from .folder import Photographs, check_images
 from .source import check_integers
 from .spec import Spec
-from .table import (TASKS, Target, check_column, check_shares, number_scores, read_table, read_target, scaled_target,
+from .table import (TASKS, Scaled, Target, check_column, check_shares, read_table, read_target, scaled_target,
                               split_rows, target_spec)
 
 # %% ../../nbs/data/38_image_table.ipynb #fields
@@ -66,10 +66,8 @@ def _read_list(data: ImageTable) -> tuple[Target, list[Path]]:
     return target, read_files(rows, data.files, Path(data.folder or Path(data.path).parent))
 
 # %% ../../nbs/data/38_image_table.ipynb #load
-class Pictures(Photographs):
+class Pictures(Scaled, Photographs):
     "Pictures with a class or a number each."
-    scale, middle = 1., 0.        # what numbers were divided by, and their mean
-    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
 
 @until_changed(lambda data: [data.path, *(_read_list(data)[1])])
 def _read_pictures(data: ImageTable) -> tuple[Target, dict[str, Pictures]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'read_table', 'check_column', 'Target', 'read_target', 'check_shares', 'split_rows', 'target_spec',
-           'scaled_target', 'number_scores', 'read_cells', 'Labelled', 'TableRows', 'TableFile']
+           'scaled_target', 'number_scores', 'read_cells', 'Scaled', 'Labelled', 'TableRows', 'TableFile']
 
 # %% ../../nbs/data/35_table.ipynb #imports
 from dataclasses import dataclass
@@ -131,7 +131,14 @@ def read_cells(rows: Columns, names: list[str]) -> tuple[list[str], Tensor]: # (
     return list(found), torch.stack([*found.values()], 1)
 
 # %% ../../nbs/data/35_table.ipynb #rows
-class Labelled(Indexed):
+class Scaled:
+    "What numbers were divided by, and their mean: scores in the units of the file, none for classes."
+    scale, middle = 1., 0.
+    def scores(self, loss: float) -> dict[str, float]:
+        "`number_scores` of a mean loss over all examples."
+        return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
+
+class Labelled(Scaled, Indexed):
     "Examples with a class or a number each, that is to be told from them."
     def __init__(self,
                  target: Tensor, # (n,) long or (n, 1)
@@ -139,7 +146,6 @@ class Labelled(Indexed):
         ):
         self.labels, self.scale, self.middle = target, scale, middle
     def __len__(self): return len(self.labels)
-    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
 
 class TableRows(Labelled):
     "Standardised rows, and what is to be told from them."

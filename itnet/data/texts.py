@@ -18,7 +18,7 @@ from .folder import find_classes, split_folder
 from .lra import Sequences
 from .source import check_integers
 from .spec import Spec
-from .table import (TASKS, Target, check_column, check_shares, number_scores, read_table, read_target, scaled_target,
+from .table import (TASKS, Scaled, Target, check_column, check_shares, read_table, read_target, scaled_target,
                               split_rows, target_spec)
 from .tokenizer import TextData, Tokenizer, check_vocabulary, fitting_tokenizer, kept_tokenizer
 
@@ -110,10 +110,8 @@ def conditions(self: LabelledTexts) -> str:
     return (f'the first {self.context} tokens of each text, tokeniser {self.tokenizer.hash[:12]} of '
             f'{len(self.tokenizer):,} tokens')
 
-class Texts(Sequences):
+class Texts(Scaled, Sequences):
     "Tokens of texts with a class or a number each."
-    scale, middle = 1., 0.        # what numbers were divided by, and their mean
-    def scores(self, loss): return number_scores(loss, self.labels, self.scale) if self.labels.ndim == 2 else {}
 
 # %% ../../nbs/data/24_texts.ipynb #splits
 @until_changed(lambda data: [data.path, data.tokenizer_file or ''])
