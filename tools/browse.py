@@ -188,10 +188,14 @@ def laboratory(folder: Path) -> Iterator[str]:
         if server.poll() is not None: raise RuntimeError(f"JupyterLab ended with status {server.returncode}")
         with contextlib.suppress(OSError): return urllib.request.urlopen(f"{base}/api?token={token}", timeout=5).status == 200
         return False
-    with subprocess.Popen([sys.executable, *words], env={**os.environ, **places}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+    with open(folder.parent / "jupyter.log", "w+") as said, subprocess.Popen([sys.executable, *words], env={**os.environ, **places}, stdout=said, stderr=said) as server:
         try:
             until(up, 60, "JupyterLab")
             yield f"{base}/lab/tree/%s?token={token}&reset"
+        except Exception:
+            said.seek(0)
+            print("JupyterLab said, in the end:", *said.read().splitlines()[-40:], sep="\n  ")
+            raise
         finally: server.terminate()
 
 
@@ -215,9 +219,10 @@ def notebook_faults(driver: webdriver.Chrome, url: str, file: Path, shots: Path 
     time.sleep(3)                                                     # the kernel's own words come into the notebook, or not
     if driver.find_elements(By.CSS_SELECTOR, ".lm-DockPanel-tabBar .jp-mod-dirty"): found.append("it is called modified when it is opened")
     if shots: (shots / f"lab-{file.stem}-opened.png").write_bytes(driver.get_screenshot_as_png())
-    for button in (".jp-NotebookPanel-toolbar [data-command='notebook:restart-run-all']", ".jp-Dialog .jp-mod-accept"):       # and yes, restart
-        until(lambda: shown(driver, button), 30, button)[0].click()
-    until(lambda: not shown(driver, ".jp-Dialog"), 60, "the kernel starts anew")
+    # Not "restart and run all": a kernel that has just been opened is as new, and while JupyterLab connects anew to a restarted
+    # one on a busy machine, it can send in the format of the old connection, which ends the new one; then all cells wait for ever.
+    until(lambda: [e for e in shown(driver, ".lm-MenuBar-itemLabel") if e.text == "Run"], 30, "the menu Run")[0].click()
+    until(lambda: shown(driver, ".lm-Menu-item[data-command='runmenu:run-all']"), 30, "Run All Cells")[0].click()
     until(lambda: ran(driver), PATIENCE, f"{file.name} runs to its end")
     if shots: (shots / f"lab-{file.stem}-run.png").write_bytes(driver.get_screenshot_as_png())
     return found + [f"in red: {text!r}" for text in driver.execute_script(RED)]
