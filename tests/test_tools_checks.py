@@ -42,26 +42,16 @@ def project(tmp_path, monkeypatch):
     ("import nothing_of_that_name", 0, 1), ("", 0, 1)], ids=["mixed", "broken", "none"])
 def test_tests_are_counted(project, body, passed, failed, capfd):
     (project / "tests" / "test_x.py").write_text(body)
-    result = checks.checked(argparse.Namespace(k=None, only=["tests"]))
+    result = checks.tests(argparse.Namespace(k=None))
     assert (result.passed, result.failed) == (passed, failed)
 
 
 def test_notebooks_are_counted_and_flags_skip_cells(project, capfd):
     sources = {"good": "assert 1", "bad": "assert 0, 'wrong sum'", "slow": "#| slow\\n\", \"assert 0", "_draft": "assert 0"}
     for name, source in sources.items(): (project / "nbs" / f"{name}.ipynb").write_text(NOTEBOOK % source)
-    result = checks.checked(argparse.Namespace(k=None, only=["notebooks"]))
+    result = checks.notebooks(argparse.Namespace(k=None))
     assert (result.passed, result.failed) == (2, 1)
     assert "wrong sum" in capfd.readouterr().out
-
-
-def test_notebooks_and_tests_of_one_run_are_counted_apart(project, capfd):
-    "Folders of both go by the report; a test in a folder within tests/ is one of the tests."
-    (project / "nbs" / "good.ipynb").write_text(NOTEBOOK % "assert 1")
-    (project / "tests" / "deep").mkdir()
-    (project / "tests" / "test_x.py").write_text("import pytest\n@pytest.mark.skip\ndef test_a(): pass\ndef test_b(): assert 0")
-    (project / "tests" / "deep" / "test_y.py").write_text("def test_a(): pass\nclass TestB:\n    def test_c(self): pass")
-    result = checks.checked(argparse.Namespace(k=None, only=["drift", "tests", "notebooks"]))
-    assert (result.passed, result.failed, result.note) == (3, 1, "1 notebooks, 2 tests, 1 skipped")
 
 
 def test_notebooks_run_as_under_nbdev_test(project, monkeypatch, capfd):
@@ -70,7 +60,7 @@ def test_notebooks_run_as_under_nbdev_test(project, monkeypatch, capfd):
     seen = "import os, json, pathlib; pathlib.Path('seen.json').write_text(json.dumps(dict(os.environ)))"
     (project / "nbs" / "a.ipynb").write_text(NOTEBOOK % seen.replace('"', "'"))
     environments = []
-    for run in (lambda: checks.checked(argparse.Namespace(k=None, only=["notebooks"])), lambda: checks.command(str(checks.BIN / "nbdev_test"), "--n_workers", "1")):
+    for run in (lambda: checks.notebooks(argparse.Namespace(k=None)), lambda: checks.command(str(checks.BIN / "nbdev_test"), "--n_workers", "1")):
         run()
         environments.append(json.loads((project / "nbs" / "seen.json").read_text()))
     ours, theirs = environments

@@ -123,36 +123,37 @@ def drift(_: argparse.Namespace) -> Result:
 
 # --- notebooks and tests
 
-FOLDERS = {"notebooks": "nbs", "tests": "tests"}
-
-
-def checked(args: argparse.Namespace) -> Result:
-    """Notebooks and tests by one pytest, which imports torch once and has no core idle between the two; from its report the counts.
+def pytest_stage(folder: str, args: argparse.Namespace) -> Result:
+    """One pytest run, counted from its report.
 
     Notebooks run here rather than under `nbdev_test` because that command gives neither a count nor per-notebook times;
     conftest.py calls nbdev's own `test_nb` with the flags of settings.ini. Each worker has one core and one torch thread.
     """
-    folders = {name: folder for name, folder in FOLDERS.items() if name in args.only}
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         workers = ["-n", str(WORKERS), "--dist", "worksteal"] if WORKERS > 1 else []
         options = [*workers, "--durations=0", "--durations-min=0.5", f"--junitxml={report}", *(["-k", args.k] if args.k else [])]
         threads = os.environ.get("OMP_NUM_THREADS", "1")
-        status = command(sys.executable, "-m", "pytest", *folders.values(), "-q", *options, OMP_NUM_THREADS=threads, MPLBACKEND="agg")
+        status = command(sys.executable, "-m", "pytest", folder, "-q", *options, OMP_NUM_THREADS=threads, MPLBACKEND="agg")
         if not report.exists(): return Result(failed=1, note=f"pytest ended with status {status}")
-        found = [outcome(case) for case in ET.parse(report).getroot().iter("testcase")]
-    passed = {name: found.count((folder, "passed")) for name, folder in folders.items()}
-    bad, skipped = (sum(how == what for _, how in found) for what in ("failed", "skipped"))
-    nothing = status == 5 and bool(args.k)                       # nothing matches the pattern
-    note = ", ".join([*(f"{count} {name}" for name, count in passed.items()), *([f"{skipped} skipped"] if skipped else [])])
-    return Result(len(found) - bad - skipped, max(bad, int(status != 0 and not nothing)), note)
+        suites = ET.parse(report).getroot().iter("testsuite")
+        total, bad, skipped = (sum(column) for column in zip(*(counts(suite) for suite in suites)))
+    nothing = status == 5 and bool(args.k)                       # no test of this folder matches the pattern
+    return Result(total - bad - skipped, max(bad, int(status != 0 and not nothing)), f"{skipped} skipped" if skipped else "")
 
 
-def outcome(case: ET.Element) -> tuple[str, str]:
-    "The folder of a test in a JUnit report, and how it ended."
-    kinds = {child.tag for child in case}
-    how = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
-    return (case.get("classname") or case.get("name", "")).partition(".")[0], how
+def counts(suite: ET.Element) -> tuple[int, int, int]:
+    "Tests, failures and skips of one suite in a JUnit report."
+    number = lambda key: int(suite.get(key, 0))
+    return number("tests"), number("failures") + number("errors"), number("skipped")
+
+
+def notebooks(args: argparse.Namespace) -> Result:
+    return pytest_stage("nbs", args)
+
+
+def tests(args: argparse.Namespace) -> Result:
+    return pytest_stage("tests", args)
 
 
 # --- site and browser
@@ -192,14 +193,14 @@ class Browser(Behind):
 
 site = Behind("tools/build_site.py", "--check", good="builds offline, README.md agrees", bad="problems")
 browser = Browser("tools/browse.py", good="pages and notebooks are as they should be", bad="faults")
-STAGES = {"drift": drift, "notebooks": checked, "tests": checked, "site": site, "browser": browser}
+STAGES = {"drift": drift, "notebooks": notebooks, "tests": tests, "site": site, "browser": browser}
 
 
-def run(name: str, stage, args: argparse.Namespace) -> tuple[str, Result, float]:
+def run(name: str, args: argparse.Namespace) -> tuple[str, Result, float]:
     "One stage with its time; an error in the stage itself is a failure, not the end."
     print(f"== {name}", flush=True)
     start = time.perf_counter()
-    try: result = stage(args)
+    try: result = STAGES[name](args)
     except Exception as error: result = Result(failed=1, note=f"{type(error).__name__}: {error}")
     return name, result, time.perf_counter() - start
 
@@ -209,15 +210,14 @@ def main() -> int:
     parser.add_argument("--only", choices=STAGES, nargs="+", default=list(STAGES), metavar="STAGE", help=", ".join(STAGES))
     parser.add_argument("-k", metavar="PATTERN", help="only notebooks and tests that match, as in pytest")
     args = parser.parse_args()
-    wanted, names = {n: stage for n, stage in STAGES.items() if n in args.only}, {}
-    for name, stage in wanted.items(): names.setdefault(stage, []).append(name)          # notebooks and tests are one
-    behind = {n: stage for n, stage in wanted.items() if isinstance(stage, Behind)}
+    results, behind = [], {n: stage for n, stage in STAGES.items() if n in args.only and isinstance(stage, Behind)}
     if "site" in behind: behind["site"].begin()
     if len(behind) == 2: behind["browser"].begin_after(behind["site"])
-    results = [run(" and ".join(of), stage, args) for stage, of in names.items()]
+    for name in (n for n in STAGES if n in args.only): results.append(run(name, args))
     print("== summary")
     for name, result, seconds in results:
-        print(f"{name:20} {'FAILED' if result.failed else 'ok':7}{seconds:6.1f} s  {result.note}".rstrip())
+        count = f"{result.passed} passed" if name in ("notebooks", "tests") else ""
+        print(f"{name:10} {'FAILED' if result.failed else 'ok':7}{seconds:6.1f} s  {count} {result.note}".rstrip())
     passed, failed = sum(r.passed for _, r, _ in results), sum(r.failed for _, r, _ in results)
     print(f"total: {passed} passed, {failed} failed", flush=True)
     return int(failed > 0)
