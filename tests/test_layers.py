@@ -14,7 +14,7 @@ LAYERS = [("sizes", "terminal"), ("data", "gpu", "measure"), ("conv",), ("kernel
           ("special_cases", "nets", "compression"), ("training",), ("recipes",), ("bench",), ("experiments",), ("cli",), ("__main__",)]
 LEVEL = {room: i for i, rooms in enumerate(LAYERS) for room in rooms}
 ONLY = {"conv": {"gpu", "sizes"}}                            # a convolution is of use without kernels and measures
-BESIDE = {("stream", "transform")}                   # within one layer
+BESIDE = {("stream", "transform"), ("nets", "special_cases")}                   # within one layer
 OBSERVERS = {"atlas", "testing", "pictures", "doctor", "interop", "docs"}        # look at all that is under experiments
 FACE = "__init__"
 

@@ -6,14 +6,14 @@
 __all__ = ['Reviews', 'Lines', 'PixelLine', 'grey']
 
 # %% ../../nbs/data/13_line.ipynb #imports
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .cache import until_changed
 from .images import Cifar10, stratified_split
 from .lra import Sequences
-from .source import Data, Indexed, check_integers, checksum, read_split, resolve
+from .source import LATER, Data, Indexed, check_integers, checksum, read_split, resolve
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/13_line.ipynb #reviews
@@ -28,6 +28,7 @@ class Reviews(Data):
     revision: str | None = None # full commit hash on the hub instead of the pinned one
     pad_to: int = 8 # padded lengths are multiples of this
     split_seed: int = 0 # of the validation split
+    by_length: bool = field(default=False, metadata=LATER) # training batches of reviews of similar length: less padding
     def __post_init__(self):
         check_integers(self, 'batch_size', 'length', 'pad_to')
         check_integers(self, 'split_seed', least=0)
@@ -47,7 +48,7 @@ def sequences(self: Reviews, texts: list[bytes], labels: Tensor) -> Sequences:
     "Texts, cut to their length, as tokens."
     cut = [text[:self.length] or b' ' for text in texts]
     tokens = torch.frombuffer(bytearray(b''.join(cut)), dtype=torch.uint8).short() + 1
-    return Sequences(tokens, torch.tensor([len(text) for text in cut]), labels, self.pad_to)
+    return Sequences(tokens, torch.tensor([len(text) for text in cut]), labels, self.pad_to, self.by_length)
 
 @patch
 def splits(self: Reviews) -> dict[str, Sequences]:

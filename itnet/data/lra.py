@@ -10,14 +10,14 @@ __all__ = ['VOCABULARY', 'CLOSE', 'ZERO', 'OPERATORS', 'encode', 'decode', 'grow
 import random
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import lru_cache
 import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from .cache import cached
-from .source import Data, Indexed, check_integers, checksum, derive_seed
+from .source import LATER, Data, Indexed, check_integers, checksum, derive_seed
 from .spec import Spec, accuracy
 
 # %% ../../nbs/data/10_lra.ipynb #vocabulary
@@ -131,12 +131,14 @@ class Sequences(Indexed):
                  lengths: Tensor, # (n,) long
                  labels: Tensor, # (n,) long
                  pad_to: int = 1, # padded lengths are multiples of this
+                 by_length: bool = False, # training batches of sequences of similar length: less padding
         ):
         if int(lengths.sum()) != len(tokens) or len(lengths) != len(labels):
             raise ValueError(f'{len(tokens)} tokens, lengths that sum to {int(lengths.sum())}, '
                              f'{len(lengths)} lengths, {len(labels)} labels: these do not belong together')
         self.tokens, self.lengths, self.labels, self.pad_to = tokens, lengths, labels, pad_to
         self.starts = lengths.cumsum(0) - lengths
+        self.alike = lengths if by_length else None          # what loaders ask for
     def __len__(self): return len(self.labels)
     def checksum(self): return checksum(self.tokens, self.lengths, self.labels)
     def batch(self, index):
@@ -160,10 +162,11 @@ class ListOps(Data):
     test: int = 2_000 # test trees
     seed: int = 0 # of the generator; another seed is another data set
     pad_to: int = 8 # padded lengths are multiples of this
+    by_length: bool = field(default=False, metadata=LATER) # training batches of trees of similar length: less padding
     def __post_init__(self):
         check_integers(self, 'batch_size', 'train', 'validation', 'test', 'pad_to')
-        for field, least in (('max_depth', 2), ('max_args', 2), ('min_length', 1), ('max_length', 4), ('seed', 0)):
-            check_integers(self, field, least=least)
+        for name, least in (('max_depth', 2), ('max_args', 2), ('min_length', 1), ('max_length', 4), ('seed', 0)):
+            check_integers(self, name, least=least)
         longest = 1
         for _ in range(self.max_depth - 1):
             if longest >= self.min_length: break
@@ -176,17 +179,18 @@ class ListOps(Data):
 # %% ../../nbs/data/10_lra.ipynb #listops-splits
 @lru_cache(maxsize=2)
 def _arrays(o: ListOps) -> dict[str, np.ndarray]:
-    "The generated arrays, from the cache folder if they are many; `o` without batch_size and pad_to."
+    "The generated arrays, from the cache folder if they are many; `o` without what shapes its batches."
     if (o.train + o.validation + o.test)*(o.min_length + o.max_length) < 2_000_000: return _generate(o)
-    key = checksum('listops v1', *map(str, astuple(o)[1:-1]))
+    key = checksum('listops v1', *map(str, astuple(o)[1:-2]))
     return cached(f'listops-{key[:16]}', lambda: _generate(o))
 
 @patch
 def splits(self: ListOps) -> dict[str, Sequences]:
     "The data sets train, validation and test."
-    a = _arrays(replace(self, batch_size=1, pad_to=1))
-    part = lambda s: Sequences(*(torch.tensor(a[f'{s}_{k}']) for k in ('tokens', 'lengths', 'labels')), self.pad_to)
-    return {s: part(s) for s in ('train', 'validation', 'test')}
+    a = _arrays(replace(self, batch_size=1, pad_to=1, by_length=False))
+    parts = {s: [torch.tensor(a[f'{s}_{k}']) for k in ('tokens', 'lengths', 'labels')]
+             for s in ('train', 'validation', 'test')}
+    return {s: Sequences(*part, self.pad_to, self.by_length) for s, part in parts.items()}
 
 @patch(as_prop=True)
 def spec(self: ListOps) -> Spec:

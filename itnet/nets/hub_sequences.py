@@ -15,17 +15,19 @@ from ..data.source import check_integers
 from ..measure.measure import Measure
 from .baselines import check_plain
 from .block import check_heads
+from ..special_cases.pretrained import from_pretrained_model
 
 # %% ../../nbs/nets/46_hub_sequences.ipynb #mamba
 class HubMamba(nn.Module):
-    "A Mamba of transformers along a sequence of vectors; no position sees a later one."
+    "A Mamba of transformers along a sequence of vectors, computed in chunks; no position sees a later one."
     def __init__(self, dim: int, depth: int,
                  state: int = 16                 # numbers that each inner channel remembers
                 ):
         super().__init__()
         from transformers import MambaConfig, MambaModel
-        self.model = MambaModel(MambaConfig(vocab_size=1, hidden_size=dim, num_hidden_layers=depth, state_size=state,
-                                            use_cache=False))
+        model = MambaModel(MambaConfig(vocab_size=1, hidden_size=dim, num_hidden_layers=depth, state_size=state,
+                                       use_cache=False))
+        self.model = from_pretrained_model(model)                        # its recurrence in chunks, not step by step
         self.model.embeddings, self.out_dim = nn.Identity(), dim         # its table of tokens is not needed
 
     def forward(self, u: Tensor, measure: Measure) -> tuple[Tensor, Measure]:              # (B, N, D)
