@@ -21,7 +21,8 @@ from ..training.optim import Optim
 
 # %% ../../nbs/recipes/15_lra.ipynb #data
 SCALES = 'smoke', 'small', 'full'
-_LISTS = ListOps(batch_size=16, min_length=16, max_length=512, train=16_000, validation=250, test=2_000)
+_LISTS = ListOps(batch_size=16, min_length=16, max_length=512, train=16_000, validation=250, test=2_000,
+                 by_length=True)
 _RECALL = Recall(length=512, pairs=64, fewest=1, gaps='power', batch_size=8, validation=64, test=256)
 _COPY = SelectiveCopy(length=64, count=8, start=True, validation=256, test=1_000)
 _FEW, _MANY = dict(train=256, validation=32, test=32), dict(train=100_000, validation=1_000, test=3_000)
@@ -33,7 +34,7 @@ DATA = {
                  full=SelectiveCopy(batch_size=64, length=4096, **_MANY)),
     'listops': dict(smoke=replace(_LISTS, max_length=48, **_FEW), small=_LISTS, full=ListOps(batch_size=50)),
     'text': dict(smoke=Reviews(length=64, validation=.002, test=32),
-                 small=Reviews(batch_size=8, length=1000, validation=.02, test=1_000), full=Reviews()),
+                 small=Reviews(batch_size=8, length=1000, validation=.02, test=1_000, by_length=True), full=Reviews()),
     'image': dict(smoke=PixelLine(batch_size=4, validation=.002, test=16),
                   small=PixelLine(batch_size=8, validation=.01, test=1_000), full=PixelLine(batch_size=50)),
     'pathfinder': dict(smoke=replace(_DRAWN, size=16, contour=4, distractors=1, **_FEW), small=_DRAWN,
@@ -90,19 +91,21 @@ def _network(task: str, scale: str, model: str):
         case 'resnet': return ResNetConfig(n, (depth, depth, depth))
         case 'mamba': return HubMambaConfig(n, depth)
         case 'perceiver': return HubPerceiverConfig(n, depth, heads)
-        case 'ode': return BlockODEConfig(replace(_itnet(task, scale), depth=1, hidden=n))
+        case 'ode':
+            net = replace(_itnet(task, scale), depth=1, hidden=n)
+            return BlockODEConfig(net, steps=2, method='midpoint') if scale == 'small' else BlockODEConfig(net)
         case _: return KernelConfig(model, width, depth, heads, n, extent=128.)
 
 # %% ../../nbs/recipes/15_lra.ipynb #recipes
 _STEPS = {'smoke': dict.fromkeys(DATA, 4),
-          'small': dict(recall=700, copy=800, listops=250, text=150, image=150, pathfinder=250),
+          'small': dict(recall=700, copy=800, listops=2000, text=1000, image=1000, pathfinder=1000),
           'full': dict(recall=100_000, copy=100_000, listops=80_000, text=50_000, image=200_000, pathfinder=500_000,
                        pathx=500_000, retrieval=50_000)}
 
 def _recipe(task: str, scale: str, model: str) -> Recipe:
     "One of LONG_RANGE."
     steps = _STEPS[scale][task]
-    looks = 3 if scale == 'small' and task not in _CAUSAL else 8        # at the validation split; long inputs take long
+    looks = 4 if scale == 'small' and task not in _CAUSAL else 8        # at the validation split; long inputs take long
     train = Train(steps=steps, eval_every=max(2, steps//looks), threads=None if scale == 'full' else 1)
     optim = Optim(lr=1e-3 if scale == 'full' else 3e-3, kappa_lr=1e-2, warmup=min(50, steps//2))
     return Recipe(f'lra-{task}-{scale}/{model}', DATA[task][scale], _network(task, scale, model), optim, train)
