@@ -17,7 +17,7 @@ from ..training.optim import Optim
 def _networks(dim: int, heads: int, lstm: int, mamba: int, hidden: dict[str, int]) -> dict:
     "Networks of one size: `dim` channels, or those of the LSTM and of Mamba, and the width of each pointwise network."
     same = dict(dim=dim, depth=4, heads=heads)
-    return {'itnet': ITNetConfig(**same, extent=64, hidden=hidden['itnet']),
+    return {'itnet': ITNetConfig(**same, extent=64, short=0, hidden=hidden['itnet']),
             'transformer': TransformerConfig(**same, hidden=hidden['transformer'], short=4),
             **{mixer: KernelConfig(mixer, **same, extent=64, hidden=hidden[mixer]) for mixer in MIXERS},
             'lstm': LSTMConfig(dim=lstm, depth=2), 'mamba': HubMambaConfig(dim=mamba, depth=4),
@@ -30,7 +30,7 @@ def _recipes(size: str, networks: dict, **terms) -> list[Recipe]:
             for name, model in networks.items()]
 
 # %% ../../nbs/recipes/05_wikitext.ipynb #million
-_WIDTHS = {'itnet': 372, 'transformer': 344, 'transformer-plain': 348, 'softmax': 300, 'hyena': 288, 's4d': 368,
+_WIDTHS = {'itnet': 374, 'transformer': 344, 'transformer-plain': 348, 'softmax': 300, 'hyena': 288, 's4d': 368,
            'retention': 300, 'mamba2': 344, 'gated-delta': 296}
 _MILLION = _recipes('1m', _networks(dim=128, heads=4, lstm=200, mamba=162, hidden=_WIDTHS),
                     data=WikiText(vocabulary=2048, context=256, batch_size=16),
@@ -56,9 +56,9 @@ _125M = dict(data=WikiText('wikitext-103', vocabulary=50257, context=1024, batch
              train=Train(steps=18_000, eval_every=1000, precision='bf16-mixed', workers=2))
 
 WIKITEXT103 = [register(recipe) for recipe in (
-    Recipe('wikitext103-28m/itnet', model=ITNetConfig(dim=512, depth=8, heads=8, hidden=1408), **_28M),
+    Recipe('wikitext103-28m/itnet', model=ITNetConfig(dim=512, depth=8, heads=8, short=0, hidden=1408), **_28M),
     Recipe('wikitext103-28m/transformer', **_28M,
            model=TransformerConfig(dim=512, depth=8, heads=8, hidden=1284, short=4)),
-    Recipe('wikitext103-125m/itnet', model=ITNetConfig(dim=768, depth=12, heads=12, hidden=2304), **_125M),
+    Recipe('wikitext103-125m/itnet', model=ITNetConfig(dim=768, depth=12, heads=12, short=0, hidden=2304), **_125M),
     Recipe('wikitext103-125m/transformer', **_125M,
            model=TransformerConfig(dim=768, depth=12, heads=12, hidden=2116, short=4)))]
