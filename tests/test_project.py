@@ -160,6 +160,23 @@ def test_signs_have_one_colour_map():
     assert not [f"{name}: {m[0]}" for name, source in demo_code() for m in diverging.finditer(source)]
 
 
+def test_a_page_puts_back_the_methods_that_it_defines_on_classes_of_others():
+    "A notebook that patches a class from another page keeps the package's methods, each by name, and ends by putting them back."
+    patched = re.compile(r"^@patch(?:\([^)]*\))?\ndef (\w+)\(self: (\w+)", re.M)
+    def left(code: str) -> set[str]:
+        own = set(re.findall(r"^class (\w+)", code, re.M))
+        kept = " ".join(re.findall(r"keep_methods\((.+)\)", code))
+        back = re.search(r"^(?:for back in put_back: back\(\)|put_back\(\)) ", code, re.M)
+        return {name for name, kind in patched.findall(code) if kind not in own and not (back and f"'{name}'" in kept)}
+
+    page = "@patch\ndef turn(self: Wheel): ...\n"
+    assert left(page) == {"turn"} and not left("class Wheel: ...\n" + page)
+    assert left("put_back = keep_methods('stop', of=Wheel)\n" + page + "put_back() ") == {"turn"}
+    assert not left("put_back = keep_methods('turn', of=Wheel)\n" + page + "put_back() ")
+    found = {p.name: names for p in NOTEBOOKS if (names := left("\n".join(c["source"] for c in cells(p) if c["cell_type"] == "code")))}
+    assert not found
+
+
 def test_words_in_figures_can_be_read():
     "No words of 6 points and less."
     small = re.compile(r"(?:fontsize|labelsize|titlesize)(?:'|\")?\s*[:=]\s*[1-6](?:\.\d*)?(?![\d.])")
