@@ -62,7 +62,6 @@ def lra_table(records: list[Record],     # runs; those of other recipes are left
              ) -> str:
     "Accuracy in per cent, published for the whole task and ours at a scale, as Markdown."
     keys = _at_scale(scale)
-    keys = _at_scale(scale)
     hashes = {key: config_hash(LONG_RANGE[key].to_dict()) for key in keys}
     done = [record for record in records if record.status == 'finished']
     rows = [[key[0], *PUBLISHED[key[0]], key[2], *_cells([r for r in done if r.config_hash == hashes[key]])]

@@ -21,7 +21,7 @@ from ..training.optim import Optim
 
 # %% ../../nbs/recipes/15_lra.ipynb #data
 SCALES = 'smoke', 'small', 'full'
-_LISTS = ListOps(batch_size=16, min_length=16, max_length=512, train=16_000, validation=250, test=2_000,
+_LISTS = ListOps(batch_size=16, min_length=16, max_length=512, train=32_000, validation=250, test=2_000,
                  by_length=True)
 _RECALL = Recall(length=512, pairs=64, fewest=1, gaps='power', batch_size=8, validation=64, test=256)
 _COPY = SelectiveCopy(length=64, count=8, start=True, validation=256, test=1_000)
