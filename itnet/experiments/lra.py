@@ -73,16 +73,21 @@ def lra_table(records: list[Record],     # runs; those of other recipes are left
 # %% ../../nbs/experiments/18_lra.ipynb #plot
 def plot_lra(records: list[Record]) -> Figure:
     "Validation accuracy over steps, one panel for each task that has runs, a line for each. ValueError without any."
-    tasks = [task for task in DATA if any(r.name.startswith(f'lra-{task}-') for r in records)]
+    def of(task): return [r for r in records if r.name.startswith(f'lra-{task}-')]
+    tasks = [task for task in DATA if of(task)]
     if not tasks: raise ValueError('there is no run of these tasks')
-    fig, axes = plt.subplots(1, len(tasks), figsize=(3*len(tasks), 2.6), squeeze=False)
-    for ax, task in zip(axes[0], tasks):
-        for i, model in enumerate(MODELS):
-            runs = [r for r in records if r.name.startswith(f'lra-{task}-') and r.name.endswith(f'/{model}')]
-            for n, run in enumerate(runs):
-                steps, values = zip(*((entry['step'], entry['accuracy']) for entry in run.curve))
-                ax.plot(steps, values, color=f'C{i}', lw=1.2, label=None if n else model)
+    columns = min(3, len(tasks))
+    rows = -(-len(tasks)//columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(3*columns, 2.4*rows + .5), squeeze=False)
+    for ax in axes.flat[len(tasks):]: ax.axis('off')
+    lines = {}
+    for ax, task in zip(axes.flat, tasks):
+        for run in of(task):
+            model = run.name.split('/')[1]
+            steps, values = zip(*((entry['step'], entry['accuracy']) for entry in run.curve))
+            lines[model], = ax.plot(steps, values, color=f'C{MODELS.index(model)}', lw=1.2)
         ax.set(title=task, xlabel='step')
-        ax.legend(fontsize=7)
-    fig.tight_layout()
+    names = [model for model in MODELS if model in lines]
+    fig.legend([lines[model] for model in names], names, loc='lower center', ncols=len(names), fontsize=7)
+    fig.tight_layout(rect=(0, .5/fig.get_figheight(), 1, 1))
     return fig
