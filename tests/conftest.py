@@ -11,6 +11,8 @@ def short_chunks():
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scan, "chunk_size", lambda *sizes: 3)
+        patch.setattr(chunks, "MANY", 0)
         patch.setattr(chunks, "BLOCK", 2)
+        patch.setattr(chunks, "NEARBY", 200)
         yield
     torch.set_num_threads(threads)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..measure.measure import Measure
 from ..measure.pairs import Pairs
-from .structure import CAUSAL, Structure
+from .structure import CAUSAL, Decay, Structure
 from .base import Kernel, entries
 from .content import ExpDot, Separable
 from .selective import Selective
@@ -74,22 +74,27 @@ class Gates(Selective):
     held = 'gate', 'psi'
 
     def __init__(self,
-                 phi: Tensor,                # (B|1, H, N, R)
+                 phi: Tensor,                # (B|1, H|1, N, R); of one head if all read alike
                  gate: Tensor,               # (B|1, h, N, R|1), logarithms, ≤ 0; h divides H
                  psi: Tensor,                # (B|1, h, N, R)
                  positive: bool = False      # whether φ and ψ are positive
                 ):
-        heads, rank = phi.shape[1], phi.shape[-1]
+        heads, rank = max(x.shape[1] for x in ((phi, gate) if phi.shape[1] == 1 else (phi,))), phi.shape[-1]
         Kernel.__init__(self, heads, Structure(support=CAUSAL, positive=positive, state=rank, ordered=True, fixed=True))
         if gate.shape[-1] not in (1, rank):
             raise ValueError(f'gates of shape {tuple(gate.shape)} do not fit {rank} features: expected 1 or {rank} '
                              'per head')
-        self.phi, self.gate, self.psi = phi, _heads(gate, heads, 'gates'), _heads(psi, heads, 'features ψ')
+        one = lambda x, name: x if x.ndim == 4 and x.shape[1] == 1 else _heads(x, heads, name)
+        self.phi, self.gate, self.psi = one(phi, 'features φ'), _heads(gate, heads, 'gates'), one(psi, 'features ψ')
         self.gates, self.rank = 'head' if gate.shape[-1] == 1 else 'feature', rank
 
-    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor: return _on_points(self.phi, measure, 'φ')
-    def right(self, measure: Measure, u: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.gated(measure, _on_points(self.psi, measure, 'ψ'), _on_points(self.gate, measure, 'gates'))
+    def left(self, measure: Measure, u: Tensor | None = None) -> Tensor:
+        return _on_points(self.phi, measure, 'φ').expand(-1, self.heads, -1, -1)
+    def right(self, measure: Measure, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        psi = _on_points(self.psi, measure, 'ψ').expand(-1, self.heads, -1, -1)
+        return self.gated(measure, psi, _on_points(self.gate, measure, 'gates'))
+    def recurrence(self, measure: Measure, left: Tensor, right: tuple[Tensor, Tensor]) -> Decay:
+        return Decay(_on_points(self.phi, measure, 'φ'), right[1], _on_points(self.psi, measure, 'ψ'))
     def mirrored(self): return Gates(self.phi.flip(2), self.gate.flip(2), self.psi.flip(2), self.structure.positive)
 
 # %% ../../nbs/kernel/70_given.ipynb #table

@@ -19,7 +19,7 @@ from ..kernel.compose import core, safe, weights_to_sum
 from . import chunks
 from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
 from .reach import contained
-from .chunks import Chunks, apart, kernels_along_batch, side_by_side, walks
+from .chunks import Chunks, apart, kernels_along_batch, near, side_by_side, walks, worthwhile
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
 PART = 2**20         # numbers that are worked on at a time; a longer line is taken in parts, and the state handed on
@@ -79,9 +79,10 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     decay = inner.recurrence(measure, left, right)
     if not final: measure = weights_to_sum(kernel, measure)              # sums that are handed on have their scale
     R, d = decay.terms, v.shape[-1]
-    C = size or chunk_size(R, d)
-    each = R * d if walks(inner, decay, d) else C + R + d
+    C, walking = size or chunk_size(R, d), walks(inner, decay, d)
+    each = R * d if walking else C + R + d
     n, whole = measure.n, _by_fused_chunks(inner, decay, measure, v) or symbolic(measure.n, *v.shape)
+    if walking and _by_blocks(inner, measure, left, right, decay, v): whole, C = True, size
     step = n if whole else max(1, PART // (max(1, v.shape[0]) * v.shape[1] * C * each)) * C
     ys, before, count = [], None, 1 if whole else -(-n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
@@ -89,6 +90,12 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
         y, S = advance(kernel, part, l, r, Decay(*d), x, C, S, before, final or count > 1)
         ys, before = [*ys, y], None if part.segments is None else part.segments[:, -1:]
     return ys[0] if len(ys) == 1 else torch.cat(ys, 2), S
+
+def _by_blocks(inner, measure, left, right, decay, v) -> bool:
+    "Whether the whole line is walked through a block at a time."
+    b = kernels_along_batch(inner, measure, left, right, decay, v.shape[0])
+    here = near(v, decay.phi, decay.gate, decay.psi) and worthwhile(v, decay.terms)
+    return here and (b, inner.heads) == tuple(v.shape[:2])
 
 def _piece(measure: Measure, first: int, last: int) -> Measure:
     "Some of the points of a line."
@@ -111,12 +118,13 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
     x = v if inner is kernel else torch.cat([v, torch.ones_like(v[..., :1])], -1)
     if weight is not None: x = x * weight.to(x.dtype)[:, None, :, None]
     b, h = kernels_along_batch(inner, measure, left, right, decay, x.shape[0]), inner.heads
-    size = size or chunk_size(decay.terms, x.shape[-1])
-    line = Chunks(inner, measure, left, right, decay, size if symbolic(measure.n) else min(measure.n, size))
     def plain() -> tuple[Tensor, Tensor | None]:
         z, first = side_by_side(x, b, h), None if start is None else side_by_side(start, b, h)
-        run = line.walk if walks(inner, decay, z.shape[-1]) else line.integrate
-        y, S = run(z, first, before, final)
+        C, walking = size or chunk_size(decay.terms, x.shape[-1]), walks(inner, decay, z.shape[-1])
+        here = walking and not size and near(z, decay.phi, decay.gate, decay.psi)
+        if here and worthwhile(z, decay.terms): C = measure.n
+        line = Chunks(inner, measure, left, right, decay, C if symbolic(measure.n) else min(measure.n, C))
+        y, S = (line.walk if walking else line.integrate)(z, first, before, final)
         return apart(y, x), None if S is None else apart(S, x)
     fused = _by_fused_chunks(inner, decay, measure, x)
     y, S = attempt('chunks', lambda: _fused(decay, x, start), plain) if fused else plain()
@@ -138,7 +146,7 @@ def cost(self: ScanRule, kernel: Kernel, measure: Measure, channels: int) -> Cos
     each = any(getattr(k, 'gates', '') == 'feature' for k in core(kernel).kernels())
     if s.state * c <= chunks.WALK and each:
         numbers = kernel.heads * measure.n * s.state * c                            # of all states
-        return Cost('scan', 90 * numbers, BYTES * 12 * numbers, BYTES * 5 * numbers)
+        return Cost('scan', 60 * numbers, BYTES * 6 * numbers, BYTES * 3 * numbers)
     (p, _, held), points, size = per_pair(kernel, measure, channels), kernel.heads * measure.n, chunk_size(s.state, c)
     size = smaller(size, measure.n)
     states = s.state * c / size                                                     # per position

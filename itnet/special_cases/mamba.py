@@ -97,7 +97,7 @@ class MambaCase(_Mixer):
 
     def kernel(self, delta: Tensor, B: Tensor, C: Tensor) -> Kernel:
         "Σ_r C_r(i) e^(A_r (Δ(j+1) + … + Δ(i))) B_r(j), of step sizes (B, N, H), and B and C (B, N, R) of all heads."
-        shared = lambda x: x.to(delta.dtype).unsqueeze(1).expand(-1, delta.shape[-1], -1, -1)
+        shared = lambda x: x.to(delta.dtype).unsqueeze(1)
         A = -self.A_log.to(delta.dtype).exp()
         return Gates(shared(C), A[None, :, None] * delta.mT.unsqueeze(-1), shared(B))
 
