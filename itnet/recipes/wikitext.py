@@ -14,9 +14,9 @@ from ..training.config import Recipe, Train, register
 from ..training.optim import Optim
 
 # %% ../../nbs/recipes/05_wikitext.ipynb #recipes
-def _networks(dim: int, depth: int, heads: int, lstm: int, mamba: int, hidden: dict[str, int]) -> dict:
+def _networks(dim: int, heads: int, lstm: int, mamba: int, hidden: dict[str, int]) -> dict:
     "Networks of one size: `dim` channels, or those of the LSTM and of Mamba, and the width of each pointwise network."
-    same = dict(dim=dim, depth=depth, heads=heads)
+    same = dict(dim=dim, depth=4, heads=heads)
     return {'itnet': ITNetConfig(**same, extent=64, short=0, hidden=hidden['itnet']),
             'transformer': TransformerConfig(**same, hidden=hidden['transformer'], short=4),
             **{mixer: KernelConfig(mixer, **same, extent=64, hidden=hidden[mixer]) for mixer in MIXERS},
@@ -32,17 +32,17 @@ def _recipes(size: str, networks: dict, **terms) -> list[Recipe]:
 # %% ../../nbs/recipes/05_wikitext.ipynb #million
 _WIDTHS = {'itnet': 374, 'transformer': 344, 'transformer-plain': 348, 'softmax': 300, 'hyena': 288, 's4d': 368,
            'retention': 300, 'mamba2': 344, 'gated-delta': 296}
-_MILLION = _recipes('1m', _networks(dim=128, depth=4, heads=4, lstm=200, mamba=162, hidden=_WIDTHS),
+_MILLION = _recipes('1m', _networks(dim=128, heads=4, lstm=200, mamba=162, hidden=_WIDTHS),
                     data=WikiText(vocabulary=2048, context=256, batch_size=16),
                     train=Train(steps=500, eval_every=100, threads=1))
 
 WIKITEXT, KERNELS = _MILLION[:2], _MILLION[2:]
 
 # %% ../../nbs/recipes/05_wikitext.ipynb #one-pass
-_WIDER = {'itnet': 446, 'transformer': 374, 'transformer-plain': 378, 'softmax': 278, 'hyena': 266, 's4d': 452,
-          'retention': 278, 'mamba2': 428, 'gated-delta': 274}
+_WIDER = {'itnet': 528, 'transformer': 484, 'transformer-plain': 488, 'softmax': 416, 'hyena': 404, 's4d': 528,
+          'retention': 416, 'mamba2': 504, 'gated-delta': 412}
 
-ONE_PASS = _recipes('2.5m', _networks(dim=288, depth=2, heads=6, lstm=288, mamba=238, hidden=_WIDER),
+ONE_PASS = _recipes('2.5m', _networks(dim=192, heads=6, lstm=288, mamba=238, hidden=_WIDER),
                     data=WikiText(vocabulary=4096, context=256, batch_size=16),
                     train=Train(steps=746, eval_every=187, threads=1))
 
