@@ -98,7 +98,7 @@ def _plot_lines(profiles: list[Profile], title: str) -> Figure:
         ax.set_xlabel('lag x − y', fontsize=8)
         ax.tick_params(labelsize=7)
     axes[0, 0].set_ylabel('κ / max κ', fontsize=8)
-    axes[0, -1].legend(fontsize=7)
+    axes[0, -1].legend(fontsize=7, loc='upper left', bbox_to_anchor=(1, 1))
     fig.suptitle(title, fontsize=9)
     fig.tight_layout()
     return fig

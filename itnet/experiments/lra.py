@@ -78,7 +78,7 @@ def plot_lra(records: list[Record]) -> Figure:
     if not tasks: raise ValueError('there is no run of these tasks')
     columns = min(3, len(tasks))
     rows = -(-len(tasks)//columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(3*columns, 2.4*rows + .5), squeeze=False)
+    fig, axes = plt.subplots(rows, columns, figsize=(3*columns, 2.4*rows + .3), squeeze=False)
     for ax in axes.flat[len(tasks):]: ax.axis('off')
     lines = {}
     for ax, task in zip(axes.flat, tasks):
@@ -89,5 +89,5 @@ def plot_lra(records: list[Record]) -> Figure:
         ax.set(title=task, xlabel='step')
     names = [model for model in MODELS if model in lines]
     fig.legend([lines[model] for model in names], names, loc='lower center', ncols=len(names), fontsize=7)
-    fig.tight_layout(rect=(0, .5/fig.get_figheight(), 1, 1))
+    fig.tight_layout(rect=(0, .25/fig.get_figheight(), 1, 1))
     return fig
