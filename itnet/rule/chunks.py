@@ -169,6 +169,7 @@ def walk(self: Chunks, x: Tensor, start: Tensor | None = None, before: Tensor | 
     phi, psi, gate, x = (first(t) for t in (d.phi, d.psi, d.gate, x))
     gate, phi, psi = (t.expand(-1, x.shape[1], h, -1, -1) for t, h in ((gate, x.shape[2]), (phi, -1), (psi, -1)))
     keep, ends = self.resets(n, before)
+    if keep is not None: keep = keep.expand(-1, x.shape[1], -1, -1, -1, -1)          # one line for all
     S = None if start is None else start.unsqueeze(2).to(dtype).expand(*x.shape[1:3], 1, -1, -1)
     with without_autocast(x):
         if not surely(x.shape[3] == 1):
