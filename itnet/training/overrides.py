@@ -55,10 +55,15 @@ def add_help(parser, notes: dict[str, str]):
     for a in parser._actions: a.help = notes.get(a.dest, a.help)
 
 # %% ../../nbs/training/45_overrides.ipynb #recipe-parser
+def _flat(name: str, obj) -> dict[str, Any]:
+    "The fields of a dataclass, and of those in it, by their dotted names"
+    if not is_dataclass(obj): return {name: obj}
+    return {k: v for f in fields(obj) for k, v in _flat(f'{name}.{f.name}', getattr(obj, f.name)).items()}
+
 def add_section(p, section: str, obj):
     "Give a parser an option `--<section>.<field>` for every field of a dataclass, with its value as default."
     p.add_class_arguments(type(obj), section, fail_untyped=False)
-    p.set_defaults({f'{section}.{f.name}': getattr(obj, f.name) for f in fields(obj)})
+    p.set_defaults(_flat(section, obj))
     add_help(p, {f'{section}.{k}': v for k, v in comments(type(obj)).items()})
 
 def recipe_parser(recipe):
@@ -149,9 +154,13 @@ def parse(p, argv: list[str]):
 
 def read_section(section: str, obj, cfg):
     "A dataclass like `obj` with the values of its section; ValueError as its own, `Usage` for a null that is none."
-    values, hints = {f.name: cfg[section][f.name] for f in fields(obj)}, get_type_hints(type(obj))
+    return _read(section, obj, cfg[section])
+
+def _read(section: str, obj, found):
+    values, hints = {f.name: found[f.name] for f in fields(obj)}, get_type_hints(type(obj))
     for name, value in values.items():
-        if value is None and hints[name] is not Any and type(None) not in get_args(hints[name]):
+        if is_dataclass(old := getattr(obj, name)): values[name] = _read(f'{section}.{name}', old, value)
+        elif value is None and hints[name] is not Any and type(None) not in get_args(hints[name]):
             raise Usage(f'{section}.{name} needs a value: null is none')
     return type(obj)(**values)
 
