@@ -30,12 +30,12 @@ CHOICES = {'one mean for 4 channels': {}, 'for each channel': dict(share=1), 'fo
            'no short convolution': dict(short=0), 'κ of 4 exponentials': dict(kappa='exponentials'),
            'gated decays, R = 4': dict(kappa='gated', rank=4)}
 WINDOWS = {'digits': 2, 'text': 16, 'listops': 16, 'wikitext2-1m': 32}          # points of the near field, by task
-_SHORT = {'wikitext2-1m': dict(short=4, hidden=372)}     # what all are compared with has it; the recipe does not
+_WITH_SHORT = {'wikitext2-1m': dict(short=4, hidden=372)}     # what all are compared with has it; the recipe does not
 
 def _bases() -> dict[str, Recipe]:
     "The recipes of ITNet with the short convolution, by task."
     found = {r.name.removesuffix('/itnet'): r for r in [*RECIPES, *WIKITEXT] if r.name.endswith('/itnet')}
-    return {task: replace(r, model=replace(r.model, **_SHORT.get(task, {}))) for task, r in found.items()}
+    return {task: replace(r, model=replace(r.model, **_WITH_SHORT.get(task, {}))) for task, r in found.items()}
 
 BASES = _bases()
 

@@ -17,7 +17,7 @@ def _step_time(row: dict) -> str:
     return row['ms/step'].partition(' ')[0] or '–'
 
 def _best(rows: list[dict]) -> list[dict]:
-    "Of each task the row with the best result."
+    "The row with the best result of each task."
     found = {}
     for row in rows: found.setdefault(row['task'], []).append(row)
     result = lambda row: float(row['test'].split()[0])

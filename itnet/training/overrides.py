@@ -55,15 +55,15 @@ def add_help(parser, notes: dict[str, str]):
     for a in parser._actions: a.help = notes.get(a.dest, a.help)
 
 # %% ../../nbs/training/45_overrides.ipynb #recipe-parser
-def _flat(name: str, obj) -> dict[str, Any]:
+def _dotted(name: str, obj) -> dict[str, Any]:
     "The fields of a dataclass, and of those in it, by their dotted names"
     if not is_dataclass(obj): return {name: obj}
-    return {k: v for f in fields(obj) for k, v in _flat(f'{name}.{f.name}', getattr(obj, f.name)).items()}
+    return {k: v for f in fields(obj) for k, v in _dotted(f'{name}.{f.name}', getattr(obj, f.name)).items()}
 
 def add_section(p, section: str, obj):
     "Give a parser an option `--<section>.<field>` for every field of a dataclass, with its value as default."
     p.add_class_arguments(type(obj), section, fail_untyped=False)
-    p.set_defaults(_flat(section, obj))
+    p.set_defaults(_dotted(section, obj))
     add_help(p, {f'{section}.{k}': v for k, v in comments(type(obj)).items()})
 
 def recipe_parser(recipe):
