@@ -15,7 +15,6 @@ from ..data.source import check_integers
 from ..measure.measure import Measure
 from .baselines import check_plain
 from .block import check_heads
-from ..special_cases.pretrained import from_pretrained_model
 
 # %% ../../nbs/nets/46_hub_sequences.ipynb #mamba
 class HubMamba(nn.Module):
@@ -25,6 +24,7 @@ class HubMamba(nn.Module):
                 ):
         super().__init__()
         from transformers import MambaConfig, MambaModel
+        from itnet.special_cases.pretrained import from_pretrained_model
         model = MambaModel(MambaConfig(vocab_size=1, hidden_size=dim, num_hidden_layers=depth, state_size=state,
                                        use_cache=False))
         self.model = from_pretrained_model(model)                        # its recurrence in chunks, not step by step

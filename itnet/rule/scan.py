@@ -19,7 +19,7 @@ from ..kernel.compose import core, safe, weights_to_sum
 from . import chunks
 from .base import BYTES, Cost, Rule, Way, entered, lacking, per_pair, refuse_invalid
 from .reach import contained
-from .chunks import Chunks, apart, kernels_along_batch, near, side_by_side, walks, worthwhile
+from .chunks import Chunks, apart, by_blocks, kernels_along_batch, side_by_side, walks
 
 # %% ../../nbs/rule/40_scan.ipynb #scan
 PART = 2**20         # numbers that are worked on at a time; a longer line is taken in parts, and the state handed on
@@ -82,7 +82,7 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
     C, walking = size or chunk_size(R, d), walks(inner, decay, d)
     each = R * d if walking else C + R + d
     n, whole = measure.n, _by_fused_chunks(inner, decay, measure, v) or symbolic(measure.n, *v.shape)
-    if walking and _by_blocks(inner, measure, left, right, decay, v): whole, C = True, size
+    if walking and _in_one(inner, measure, left, right, decay, v): whole, C = True, size
     step = n if whole else max(1, PART // (max(1, v.shape[0]) * v.shape[1] * C * each)) * C
     ys, before, count = [], None, 1 if whole else -(-n // step)
     for k, (l, r, d, x) in enumerate(_split((left, right, (decay.phi, decay.gate, decay.psi), v), step, count)):
@@ -91,11 +91,10 @@ def _in_parts(kernel, measure, u, v, size=None, S=None, final=False) -> tuple[Te
         ys, before = [*ys, y], None if part.segments is None else part.segments[:, -1:]
     return ys[0] if len(ys) == 1 else torch.cat(ys, 2), S
 
-def _by_blocks(inner, measure, left, right, decay, v) -> bool:
+def _in_one(inner, measure, left, right, decay, v) -> bool:
     "Whether the whole line is walked through a block at a time."
     b = kernels_along_batch(inner, measure, left, right, decay, v.shape[0])
-    here = near(v, decay.phi, decay.gate, decay.psi) and worthwhile(v, decay.terms)
-    return here and (b, inner.heads) == tuple(v.shape[:2])
+    return by_blocks(v, decay) and (b, inner.heads) == tuple(v.shape[:2])
 
 def _piece(measure: Measure, first: int, last: int) -> Measure:
     "Some of the points of a line."
@@ -121,8 +120,7 @@ def advance(kernel, measure, left, right, decay, v, size=None, start=None, befor
     def plain() -> tuple[Tensor, Tensor | None]:
         z, first = side_by_side(x, b, h), None if start is None else side_by_side(start, b, h)
         C, walking = size or chunk_size(decay.terms, x.shape[-1]), walks(inner, decay, z.shape[-1])
-        here = walking and not size and near(z, decay.phi, decay.gate, decay.psi)
-        if here and worthwhile(z, decay.terms): C = measure.n
+        if walking and not size and by_blocks(z, decay): C = measure.n
         line = Chunks(inner, measure, left, right, decay, C if symbolic(measure.n) else min(measure.n, C))
         y, S = (line.walk if walking else line.integrate)(z, first, before, final)
         return apart(y, x), None if S is None else apart(S, x)
